@@ -1,0 +1,180 @@
+"""The command line. Nothing heavy is imported before a command has been chosen."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+EPILOG = """examples:
+  raydrd run configs/quickstart.yaml
+  raydrd run configs/beir/cldrd.yaml data.path=path/to/scifact
+  raydrd run configs/beir/cldrd.yaml data.path=s3://bucket/scifact --store s3://bucket/raydrd
+  raydrd search runs/quickstart "parse a date string"
+  raydrd check path/to/collection
+
+Run the same command again to resume: what is finished is found in the store and not made again.
+exit codes: 0 done, 1 a stage gave up, 2 something in the config or the data must be changed."""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="raydrd",
+        description="Distil a strong reranker into a fast dense retriever, on a laptop or on a Ray cluster.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+
+    run = verbs.add_parser("run", help="run a recipe: corpus, queries and qrels in, a student and its proof out")
+    run.add_argument("config", help="a YAML file, for example configs/quickstart.yaml")
+    run.add_argument(
+        "overrides", nargs="*", metavar="a.b=value", help="fields to change, for example curriculum.0.train.max_steps=50"
+    )
+    run.add_argument("--out", help="run folder (default: runs/NAME)")
+    run.add_argument("--store", help="where results are kept and found again: a folder or s3://... (default: .raydrd)")
+
+    evaluate = verbs.add_parser("evaluate", help="measure a bi-encoder on a collection")
+    evaluate.add_argument("model", help="a model folder, a hub id, or package:NAME")
+    evaluate.add_argument("--data", required=True, help="a collection: BEIR, MS MARCO or Parquet folder, or the word pydocs")
+    evaluate.add_argument("--split", default="test", help="which judgements (default: test)")
+    evaluate.add_argument("--json", metavar="FILE", help="also write the numbers here; - for standard output")
+    evaluate.add_argument("--store", help="as in run")
+    evaluate.add_argument("--ray", default="auto", help="auto, off, or an address (default: auto)")
+
+    search = verbs.add_parser("search", help="search with the student of a run")
+    search.add_argument("run", help="a run folder, for example runs/quickstart")
+    search.add_argument("query")
+    search.add_argument("-k", type=int, default=10, help="passages to show (default: 10)")
+    search.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+    check = verbs.add_parser("check", help="read a collection and say everything that is wrong with it")
+    check.add_argument("folder", help="a BEIR, MS MARCO or Parquet folder")
+    check.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+    why = verbs.add_parser("why", help="what differed when a run made something anew")
+    why.add_argument("run", help="a run folder")
+
+    verbs.add_parser("recipes", help="the papers that can be run, and their configs")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from raydrd.errors import InputError, StageError
+
+    try:
+        verb: Any = {"run": _run, "evaluate": _evaluate, "search": _search, "check": _check, "why": _why, "recipes": _recipes}
+        return int(verb[arguments.verb](arguments))
+    except InputError as error:
+        print(f"raydrd: {error}" if "\n" not in str(error) else f"raydrd:\n{error}", file=sys.stderr)
+        return 2
+    except StageError as error:
+        print(f"raydrd: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("raydrd: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from raydrd.report.table import final_table
+    from raydrd.session import run
+
+    report = run(arguments.config, arguments.overrides, out=arguments.out, store=arguments.store)
+    folder = arguments.out or f"runs/{report['name']}"
+    print(f"\n{final_table(report)}\n")
+    print(f"{report['seconds']:.0f} s; report: {folder}/report.html, model: {folder}/model")
+    print(f'search with it:  raydrd search {folder} "your question"')
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from raydrd.measure import evaluate_model
+
+    found = evaluate_model(arguments.model, arguments.data, arguments.split, store=arguments.store, ray=arguments.ray)
+    if arguments.json == "-":
+        print(json.dumps(found, indent=2))
+        return 0
+    print(
+        f"\n{found['model']} on {found['data']} ({found['split']}, {found['queries']} queries, {found['passages']:,} passages)"
+    )
+    for name, value in found["metrics"].items():
+        low, high = found["intervals"][name]
+        print(f"  {name:<10} {value:.4f}  [{low:.4f}, {high:.4f}]")
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as stream:
+            json.dump(found, stream, indent=2)
+    return 0
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    from raydrd.measure import search_run
+
+    found = search_run(arguments.run, arguments.query, k=arguments.k)
+    if arguments.json:
+        print(json.dumps({"query": arguments.query, "results": found}, indent=2, ensure_ascii=False))
+        return 0
+    for row in found:
+        text = " ".join((row["text"] or "").split())
+        print(f"{row['rank']:>3}  {row['score']:.4f}  {row['doc_id']}")
+        if text:
+            print(f"     {text[:160]}{' ...' if len(text) > 160 else ''}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from raydrd.data.collect import check
+    from raydrd.data.guess import guess
+
+    findings = check(guess(arguments.folder))
+    errors, warnings, notes = (findings.lines(severity) for severity in ("error", "warning", "note"))
+    if arguments.json:
+        print(json.dumps({"errors": errors, "warnings": warnings, "notes": notes}, indent=2, ensure_ascii=False))
+    else:
+        for title, lines in (("error", errors), ("warning", warnings), ("note", notes)):
+            for line in lines:
+                print(f"{title}: {line}")
+        print(f"{findings.count('error')} errors, {findings.count('warning')} warnings")
+    return 2 if findings.count("error") else 0
+
+
+def _why(arguments: argparse.Namespace) -> int:
+    from raydrd.storage import Folder
+
+    folder = Folder.of(arguments.run)
+    if not folder.exists("report.json"):
+        from raydrd.errors import InputError
+
+        raise InputError(f"{arguments.run}: no report.json; write the folder of a finished run, for example runs/quickstart")
+    report = folder.read_json("report.json")
+    for stage in report["stages"]:
+        if stage["reused"]:
+            print(f"{stage['label']}: reused {stage['name']}/{stage['id']}")
+            continue
+        print(f"{stage['label']}: made {stage['name']}/{stage['id']}, because")
+        for line in stage["because"][:12]:
+            print(f"    {line}")
+    return 0
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    from raydrd.recipes import RECIPES
+
+    for name, module in RECIPES.items():
+        print(f"{name:<12} {module.SUMMARY}")
+        print(f"{'':<12} configs/beir/{name}.yaml  configs/pydocs/{name}.yaml  configs/msmarco/{name}.yaml")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,330 @@
+"""Ray behind one small interface: run shards on a pool of actors, or in this process with the same code.
+
+A shard is a small dict that says what to read and where to write; its worker writes a file and returns a few bytes.
+Nothing that grows with the data passes through the driver or the object store.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from raydrd.config import Resources
+from raydrd.errors import InputError, StageError
+from raydrd.progress import bar
+from raydrd.storage import Folder
+
+Shard = dict[str, Any]
+Worker = Callable[[Shard], dict[str, Any]]
+
+# Actors with more threads than this gain little on encoders of this size (measured: docs of Resources).
+MOST_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Actors of one kind: how many, and what each may use."""
+
+    size: int
+    cpus: int
+    gpus: float
+
+
+def plan_pool(resources: Resources, *, cpus: int, gpus: float, shards: int) -> Pool:
+    """The pool that fits a cluster of `cpus` and `gpus` and leaves one core free.
+
+    A pool that takes every core can wait for ever for the tasks that would feed it, so it is shrunk: fewer actors
+    first, then fewer cores an actor.
+
+    Raises:
+        InputError: GPUs were asked for that the cluster does not have.
+    """
+    per_gpu = resources.gpus_per_worker if resources.gpus_per_worker is not None else (1.0 if gpus else 0.0)
+    if per_gpu > gpus:
+        raise InputError(f"resources.gpus_per_worker: {per_gpu:g} asked for, the cluster has {gpus:g}; write {gpus:g} or less")
+    free = max(1, cpus - 1)
+    per_cpu = min(resources.cpus_per_worker or min(MOST_THREADS, free if not per_gpu else 2), free)
+    fitting = free // per_cpu
+    if per_gpu:
+        fitting = min(fitting, int(gpus / per_gpu + 1e-9))
+    size = max(1, min(resources.num_workers or fitting, fitting, shards))
+    return Pool(size=size, cpus=per_cpu, gpus=per_gpu)
+
+
+@dataclass
+class Cluster:
+    """Where shards run. Ray starts only when the first shard needs it."""
+
+    resources: Resources
+    logs: Path | None = None
+    _started: bool = field(default=False, init=False)
+    _mine: bool = field(default=False, init=False)
+    _session: str = field(default="", init=False)
+
+    @property
+    def uses_ray(self) -> bool:
+        return self.resources.ray != "off"
+
+    @property
+    def is_local(self) -> bool:
+        """No other machine takes part."""
+        return not self.uses_ray or _address(self.resources.ray) == "local"
+
+    def start(self) -> None:
+        """Connect to the given address, else start a quiet local Ray; never attach to one found by chance.
+
+        Raises:
+            InputError: the address does not answer.
+        """
+        if self._started:
+            return
+        quiet_ray()
+        import ray
+
+        address = _address(self.resources.ray)
+        if ray.is_initialized():  # a test's or a job's own Ray
+            self._started = True
+            return
+        common = {"logging_level": logging.ERROR, "log_to_driver": False}
+        try:
+            if address == "local":
+                # One logical core more than there are: a pool of all cores still leaves room for Ray's own tasks.
+                cores = available_cores() + 1
+                context = ray.init(
+                    address="local", num_cpus=cores, include_dashboard=False, object_store_memory=256 << 20, **common
+                )
+                self._mine = True
+            else:
+                context = ray.init(address=address, **common)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"ray: {address!r} does not answer ({error}); start Ray there, or set resources.ray=auto"
+            ) from error
+        self._session = str(context.address_info.get("session_dir", ""))
+        self._started = True
+
+    def stop(self) -> None:
+        """Keep the logs of our own Ray and end it; somebody else's Ray is left alone."""
+        if not self._mine:
+            return
+        import ray
+
+        ray.shutdown()
+        self._keep_logs()
+        self._started = self._mine = False
+
+    def _keep_logs(self) -> None:
+        source = Path(self._session) / "logs"
+        if self.logs is None or not source.is_dir():
+            return
+        for file in source.iterdir():
+            if file.is_file() and file.stat().st_size > 0:
+                self.logs.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, self.logs / file.name)
+
+    def map(
+        self,
+        worker: type,
+        arguments: dict[str, Any],
+        shards: list[Shard],
+        *,
+        label: str,
+        unit: str,
+        marks: Folder,
+        inline: bool = False,
+        models: bool = True,
+    ) -> list[dict[str, Any]]:
+        """Run `worker(**arguments)(shard)` for every shard; the results, in order of completion.
+
+        Each shard has `name`, and `rows` for the progress bar. `inline` runs in this process where no other machine
+        takes part (tiny inputs are done before an actor has started). `models=False` asks for no GPU.
+
+        Raises:
+            StageError: shards failed; names the first and its error. The others were finished before it is raised.
+        """
+        if not shards:
+            return []
+        total = sum(int(shard.get("rows", 1)) for shard in shards)
+        run = self._inline if not self.uses_ray or (inline and self.is_local) else self._on_ray
+        results, errors = [], []
+        with bar(label, total, unit) as shown:
+            for result in run(worker, arguments, shards, marks, models):
+                shown.update(int(result.get("rows", 1)))
+                (errors if "error" in result else results).append(result)
+        for error in errors:
+            if error.get("input"):
+                raise InputError(error["error"])
+        if errors:
+            first = errors[0]
+            raise StageError(
+                f"{label}: {len(errors)} of {len(shards)} shards failed; {first['shard']}: {first['error']}\n{first.get('trace', '')}"
+            )
+        return results
+
+    def _inline(
+        self, worker: type, arguments: dict[str, Any], shards: list[Shard], marks: Folder, models: bool
+    ) -> Iterator[dict[str, Any]]:
+        run = worker(**arguments)
+        for shard in shards:
+            yield attempt(run, shard)
+
+    def _on_ray(
+        self, worker: type, arguments: dict[str, Any], shards: list[Shard], marks: Folder, models: bool
+    ) -> Iterator[dict[str, Any]]:
+        self.start()
+        import ray
+        from ray.data import ActorPoolStrategy
+
+        total = ray.cluster_resources()
+        pool = plan_pool(
+            self.resources,
+            cpus=int(total.get("CPU", 1)),
+            gpus=float(total.get("GPU", 0.0)) if models else 0.0,
+            shards=len(shards),
+        )
+        _shared_folder_or_refuse(marks)
+        rows = [{"item": {**shard, "mark": shard["name"]}} for shard in shards]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            Seat,
+            batch_size=1,
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus or None,
+            compute=ActorPoolStrategy(size=pool.size, max_tasks_in_flight_per_actor=2),
+            fn_constructor_kwargs={
+                "worker": worker,
+                "arguments": arguments,
+                "threads": pool.cpus,
+                "marks": marks,
+                "token": uuid4().hex[:8],
+                "attempts": self.resources.shard_attempts,
+            },
+        )
+        for row in dataset.iter_rows():
+            yield row["result"]
+
+
+def attempt(run: Worker, shard: Shard) -> dict[str, Any]:
+    """The worker's result, or its error as a value: one bad shard does not cancel the others."""
+    began = time.monotonic()
+    try:
+        result = dict(run(shard))
+    except InputError as error:
+        return {"shard": shard["name"], "rows": int(shard.get("rows", 1)), "error": str(error), "input": True}
+    except Exception as error:
+        return {
+            "shard": shard["name"],
+            "rows": int(shard.get("rows", 1)),
+            "error": f"{type(error).__name__}: {error}",
+            "trace": traceback.format_exc(),
+        }
+    result.setdefault("shard", shard["name"])
+    result.setdefault("rows", int(shard.get("rows", 1)))
+    result["busy_seconds"] = time.monotonic() - began
+    return result
+
+
+class Seat:
+    """An actor's place: builds the worker once, counts attempts, so that a shard that kills its actor is given up.
+
+    Ray Data restarts a dying actor and retries its task for ever; the marks outlive the actor and end that.
+    """
+
+    def __init__(
+        self, *, worker: type, arguments: dict[str, Any], threads: int, marks: Folder, token: str, attempts: int
+    ) -> None:
+        # Ray sets OMP_NUM_THREADS once a process; a reused process would keep the number of its first task.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        self.marks, self.token, self.attempts = marks, token, attempts
+        self.error: dict[str, Any] | None = None
+        try:
+            set_threads(threads)
+            self.run: Worker = worker(**arguments)
+        except Exception as error:
+            # Raised here it would be retried for ever; kept, every shard reports it and the stage ends.
+            self.error = {
+                "error": f"{type(error).__name__}: {error}" if not isinstance(error, InputError) else str(error),
+                "input": isinstance(error, InputError),
+                "trace": traceback.format_exc(),
+            }
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        shard = dict(batch["item"][0])
+        mark = shard.pop("mark")
+        if self.error is not None:
+            return {"result": [{"shard": mark, "rows": int(shard.get("rows", 1)), **self.error}]}
+        number = 1
+        while self.marks.exists(f"{self.token}/{mark}.{number}"):
+            number += 1
+        if number > self.attempts:
+            error = f"killed its worker {self.attempts} times (out of memory, or a crash below Python)"
+            return {"result": [{"shard": mark, "rows": int(shard.get("rows", 1)), "error": error}]}
+        self.marks.write_bytes(f"{self.token}/{mark}.{number}", b"")
+        return {"result": [attempt(self.run, shard)]}
+
+
+def set_threads(threads: int) -> None:
+    """Use this many cores for torch, if torch is what the worker runs."""
+    import sys
+
+    import pyarrow
+
+    pyarrow.set_cpu_count(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def quiet_ray() -> None:
+    """Ray says nothing unless something is wrong; its full logs are kept in the run folder."""
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _address(setting: str) -> str:
+    """`auto` means RAY_ADDRESS (set inside `ray job submit`) and else a Ray of our own: never one found by chance."""
+    if setting == "auto":
+        return os.environ.get("RAY_ADDRESS") or "local"
+    return setting
+
+
+def _shared_folder_or_refuse(folder: Folder) -> None:
+    """On several machines a local folder must be one that all of them see.
+
+    Raises:
+        InputError: another node does not see what this one wrote.
+    """
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len({node["NodeManagerHostname"] for node in nodes}) < 2 or not folder.is_local:
+        return
+    folder.write_bytes("shared", b"")
+
+    @ray.remote(num_cpus=0)
+    def sees(where: Folder) -> bool:
+        return where.exists("shared")
+
+    for node in nodes:
+        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        if not ray.get(sees.options(scheduling_strategy=strategy).remote(folder)):
+            raise InputError(
+                f"store {folder}: node {node['NodeManagerHostname']} does not see this folder; "
+                "give a shared file system or an object store: --store s3://bucket/prefix"
+            )

@@ -1,0 +1,159 @@
+"""Configuration: frozen values, one YAML a run, dotted overrides, and errors that name the field.
+
+YAML holds numbers, Python holds wiring. Everything is checked before any work starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from raydrd.errors import InputError
+
+
+class Frozen(BaseModel):
+    """A value: compared, hashed, printed and pickled by its fields; unknown fields are errors.
+
+    `version` enters the identity of whatever is made from it: raise it when the meaning changes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    version: ClassVar[int] = 1
+
+
+T = TypeVar("T", bound=Frozen)
+
+
+class Resources(Frozen):
+    """How a run is carried out. Never part of an identity: other values here give the same artefacts."""
+
+    ray: str = Field("auto", description="auto (RAY_ADDRESS, else local Ray), off (in this process), or an address")
+    num_workers: int | None = Field(None, ge=1, description="actors for embedding and scoring; none: as many as fit")
+    cpus_per_worker: int | None = Field(None, ge=1, description="cores and threads of one actor; none: up to 8")
+    gpus_per_worker: float | None = Field(None, ge=0, description="GPUs of one actor, may be a fraction; none: 1 if any")
+    tokens_per_batch: int | None = Field(None, ge=64, description="padded tokens a forward pass; none: by device")
+    rows_per_shard: int = Field(8192, ge=1, description="texts a shard when embedding or tokenising")
+    train_workers: int = Field(1, ge=0, description="Ray Train workers; 0 trains in this process")
+    per_device_train_batch_size: int | None = Field(None, ge=1, description="queries at once on one device")
+    save_seconds: float = Field(60.0, ge=0, description="seconds between checkpoints of the training loop")
+    shard_attempts: int = Field(3, ge=1, description="times a shard may kill its actor before the stage gives up")
+
+
+def _parse(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"cannot read {text!r} as a YAML value: {error}") from error
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        InputError: no such file, not YAML, or not a mapping; with file and line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; write the path of a config, for example configs/quickstart.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a config is a mapping of fields, this is {type(values).__name__}")
+    return values
+
+
+def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """`values` with every `a.b.c=value` set; list items by number (`curriculum.0.train.max_steps=10`).
+
+    Raises:
+        InputError: an assignment without `=`, or a path through something that has no fields.
+    """
+    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(values))
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise InputError(f"override {assignment!r}: write path.to.field=value, for example train.seed=7")
+        *parents, last = path.split(".")
+        here: Any = result
+        for part in parents:
+            here = _step(here, part, assignment)
+        if isinstance(here, list):
+            here[_index(here, last, assignment)] = _parse(text)
+        elif isinstance(here, dict):
+            here[last] = _parse(text)
+        else:
+            raise InputError(f"override {assignment!r}: {'.'.join(parents)} is a value, it has no field {last!r}")
+    return result
+
+
+def _index(items: list[Any], part: str, assignment: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise InputError(f"override {assignment!r}: {part!r} is not a number from 0 to {len(items) - 1}")
+    return int(part)
+
+
+def _step(here: Any, part: str, assignment: str) -> Any:
+    if isinstance(here, list):
+        return here[_index(here, part, assignment)]
+    if isinstance(here, dict):
+        if here.get(part) is None:
+            here[part] = {}
+        return here[part]
+    raise InputError(f"override {assignment!r}: there are no fields below {part!r}")
+
+
+def validate(model: type[T], values: dict[str, Any], where: str) -> T:
+    """The config as a value.
+
+    Raises:
+        InputError: one line a problem: where, the field's dotted path, what is wrong, the nearest known name.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(model, item, where) for item in error.errors())) from None
+
+
+def _explain(model: type[Frozen], item: Any, where: str) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = _fields_at(model, item["loc"][:-1])
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(sorted(known))}"
+        return f"{where}: {path}: unknown field; {hint}"
+    if item["type"] == "missing":
+        return f"{where}: {path}: this field is required; add it, or set {path}=VALUE"
+    return f"{where}: {path}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r})"
+
+
+def _fields_at(model: Any, loc: tuple[Any, ...]) -> list[str]:
+    """Names of the fields of the model found by walking `loc` down from `model`."""
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:  # the tag of a union member
+            continue
+        model = _frozen_in(field.annotation) or model
+    return list(getattr(model, "model_fields", {}))
+
+
+def _frozen_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Frozen):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _frozen_in(inner)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,1 @@
+"""Data in: collections of the field's formats become checked tables."""

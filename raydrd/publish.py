@@ -1,0 +1,327 @@
+"""The end of a run: measure all systems, compare them, and lay out the run folder for people.
+
+runs/NAME/  config.yaml report.json report.html run.trec per_query.parquet model/ index/ logs/
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from raydrd.card import model_card
+from raydrd.flow import Lab, bm25, judge, retrieve, teacher_run, tokens, vectors
+from raydrd.provenance import provenance
+from raydrd.report.page import write_page
+from raydrd.stages.adopt import layout_of, model_folder
+from raydrd.stages.load import table, take_rows
+from raydrd.stages.shards import parts_of
+from raydrd.stages.ship import build_index, verify_export
+from raydrd.statistics import bootstrap_interval, compare
+from raydrd.storage import Folder
+from raydrd.store import Artifact
+
+LABELS = {"bm25": "bm25", "student_before": "before", "teacher": "teacher", "student": "after"}
+EXAMPLES, SHOWN = 10, 3  # queries of each kind on the page, and passages of each
+
+
+def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[str, Any]:
+    """Evaluate, compare, ship and write everything under `out`; the report."""
+    cfg = lab.cfg
+    depth = cfg.evaluation.depth
+    passages = vectors(lab.store, student, lab.data, "corpus", lab.precision, "after")
+    after = retrieve(lab, student, lab.data, "queries/test", k=depth, label="after")
+    before = retrieve(lab, lab.start, lab.data, "queries/test", k=depth, label="before")
+    ceiling, how = teacher_run(lab, before)
+    runs = {
+        "bm25": bm25(lab, lab.data, "queries/test", k=depth),
+        "student_before": before,
+        "teacher": ceiling,
+        "student": after,
+    }
+    tables = {name: judge(lab, run, lab.data, "queries/test", LABELS[name]) for name, run in runs.items()}
+    index = lab.store.run(build_index, "build index", vectors=passages, data=lab.data, factory=cfg.index)
+    verified = lab.store.run(
+        verify_export,
+        "verify export",
+        model=student,
+        data=lab.data,
+        query_tokens=tokens(lab.store, student, lab.data, "queries/test"),
+        passage_tokens=tokens(lab.store, student, lab.data, "corpus"),
+    )
+    values = {name: _table(artifact) for name, artifact in tables.items()}
+    report = {
+        "name": out.uri.rstrip("/").rpartition("/")[2],
+        "recipe": cfg.recipe,
+        "created": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "command": " ".join(["raydrd", *sys.argv[1:]]),
+        "seconds": round(time.monotonic() - began, 1),
+        "config": cfg.model_dump(mode="json"),
+        "data": _data(lab),
+        "systems": _systems(lab, values, student, how, index),
+        "comparisons": _comparisons(lab, values),
+        "queries": values["student"].num_rows,
+        "stages": _stages(lab),
+        "curve": _curve(lab),
+        "examples": _examples(lab, values, before, after),
+        "provenance": {
+            **provenance(),
+            "seed": _seed(cfg),
+            "precision": lab.precision,
+            "data_digest": lab.data.id,
+            "student": f"{cfg.student.model} ({lab.start.id})",
+            "teacher": f"{cfg.teacher.model} ({lab.teacher.id})",
+            "export_difference": verified.metrics["difference"],
+        },
+        "store": lab.store.root.uri,
+        "artifacts": {
+            "data": f"load/{lab.data.id}",
+            "student": f"{student.stage}/{student.id}",
+            "index": f"build_index/{index.id}",
+            "run": f"search/{after.id}",
+        },
+    }
+    _lay_out(lab, student, index, after, values, report, out)
+    return report
+
+
+def _table(artifact: Artifact) -> pa.Table:
+    return pa.concat_tables(part for _, part in parts_of(artifact).each())
+
+
+def _seed(cfg: Any) -> Any:
+    steps = getattr(cfg, "curriculum", ())
+    return steps[0].train.seed if steps else None
+
+
+def _data(lab: Lab) -> dict[str, Any]:
+    metrics = lab.data.metrics
+    counts = {name: metrics.get(name) for name in ("passages", "train", "dev", "test", "unlabelled")}
+    notes = list(lab.notes)
+    if layout_of(lab.start).query_max_len != layout_of(lab.start).passage_max_len:
+        notes.append(
+            f"queries are cut at {layout_of(lab.start).query_max_len} tokens, passages at {layout_of(lab.start).passage_max_len}"
+        )
+    return {**counts, "warnings": metrics.get("warnings", []), "notes": notes}
+
+
+def _systems(lab: Lab, values: dict[str, pa.Table], student: Artifact, how: str, index: Artifact) -> dict[str, Any]:
+    speed = {
+        "student_before": _speed(lab, lab.start),
+        "student": _speed(lab, student),
+        "teacher": _speed(lab, lab.teacher) if "width" in lab.teacher.metrics else _pair_speed(lab),
+    }
+    models = {"student_before": lab.start, "student": student, "teacher": lab.teacher}
+    about = {
+        "bm25": "bm25s, Lucene's formula, k1 1.2, b 0.75, English stems",
+        "student_before": _about(lab.start),
+        "teacher": how,
+        "student": _about(student),
+    }
+    found: dict[str, Any] = {}
+    for name, table_ in values.items():
+        metrics = [column for column in table_.column_names if column != "query_row"]
+        numbers = {metric: table_[metric].to_numpy() for metric in metrics}
+        seed = lab.cfg.evaluation.seed
+        found[name] = {
+            **{metric: float(np.mean(v)) for metric, v in numbers.items()},
+            "passages_per_s": speed.get(name),
+            "size_mb": models[name].metrics["size_mb"] if name in models else None,
+            "description": about[name],
+            "intervals": {
+                metric: list(bootstrap_interval(v, seed=seed, samples=lab.cfg.evaluation.samples))
+                for metric, v in numbers.items()
+            },
+        }
+    return found
+
+
+def _about(model: Artifact) -> str:
+    metrics = model.metrics
+    layout = layout_of(model)
+    return f"{metrics['layers']} layers, {metrics['width']} dimensions, {layout.pooling} pooling, {layout.similarity}"
+
+
+def _speed(lab: Lab, model: Artifact) -> float | None:
+    """Passages a second of one worker when this model embedded the corpus (measured when it was made)."""
+    made = vectors_quietly(lab, model)
+    found = made.metrics.get("per_second")
+    return float(found) if found else None
+
+
+def vectors_quietly(lab: Lab, model: Artifact) -> Artifact:
+    """The corpus' vectors by this model, which exist by now, without another line in the journal."""
+    length = len(lab.store.journal)
+    lab.store.quiet = True
+    try:
+        return vectors(lab.store, model, lab.data, "corpus", lab.precision, "")
+    finally:
+        lab.store.quiet = False
+        del lab.store.journal[length:]
+
+
+def _pair_speed(lab: Lab) -> float | None:
+    return None  # a cross-encoder encodes no passages: its pairs a second stand in the stages
+
+
+def _comparisons(lab: Lab, values: dict[str, pa.Table]) -> list[dict[str, Any]]:
+    found = []
+    evaluation = lab.cfg.evaluation
+    for other in ("student_before", "teacher", "bm25"):
+        for metric in (c for c in values["student"].column_names if c != "query_row"):
+            a, b = values["student"][metric].to_numpy(), values[other][metric].to_numpy()
+            result = compare(a, b, seed=evaluation.seed, samples=evaluation.samples)
+            found.append({"a": "student", "b": other, "metric": metric, **asdict(result)})
+    return found
+
+
+def _stages(lab: Lab) -> list[dict[str, Any]]:
+    rows = []
+    for record in lab.store.journal:
+        made = record.seconds if not record.reused else lab.store.find(record.name, record.id).manifest["seconds"]
+        rows.append({**asdict(record), "seconds": round(float(made), 3)})
+    return rows
+
+
+def _curve(lab: Lab) -> dict[str, Any]:
+    """Training losses of all segments on one axis of steps; long ones thinned to some 200 points each."""
+    loss: list[list[float]] = []
+    dev: list[list[Any]] = []
+    segments = []
+    start = 0
+    for number, segment in enumerate(lab.segments):
+        curve = segment["model"].folder.read_json("curve.json")
+        stride = max(1, len(curve) // 200)
+        loss += [[start + int(step), value, number] for step, value, _ in curve[::stride]]
+        end = start + segment["steps"]
+        if segment["dev_before"] and number == 0:
+            dev.append([start, segment["dev_before"]])
+        if segment["dev_after"]:
+            dev.append([end, segment["dev_after"]])
+        segments.append({"label": segment["label"], "start": start, "end": end, **_devs(segment)})
+        start = end
+    return {"loss": loss, "dev": dev, "segments": segments}
+
+
+def _devs(segment: dict[str, Any]) -> dict[str, Any]:
+    return {key: segment[key] for key in ("dev_before", "dev_after")}
+
+
+# -- examples ---------------------------------------------------------------------------------------
+
+
+def _examples(lab: Lab, values: dict[str, pa.Table], before: Artifact, after: Artifact) -> dict[str, Any]:
+    """The queries that changed most, with the passages that made the difference."""
+    metric = next(c for c in values["student"].column_names if c != "query_row")
+    rows = values["student"]["query_row"].to_numpy()
+    now, then = values["student"][metric].to_numpy(), values["student_before"][metric].to_numpy()
+    order = np.lexsort((rows, -(now - then)))
+    improved = [i for i in order[:EXAMPLES] if now[i] > then[i]]
+    hurt = [i for i in order[::-1][:EXAMPLES] if now[i] < then[i]]
+    return {
+        "improved": [_example(lab, int(rows[i]), then[i], now[i], before, after) for i in improved],
+        "hurt": [_example(lab, int(rows[i]), then[i], now[i], before, after) for i in hurt],
+    }
+
+
+def _example(lab: Lab, row: int, then: float, now: float, before: Artifact, after: Artifact) -> dict[str, Any]:
+    query = table(lab.data, "queries/test").slice(row, row + 1).to_pylist()[0]
+    ranks_before, ranks_after = _ranks(before, row), _ranks(after, row)
+    relevant = {d for d, g in zip(query["doc_rows"], query["grades"], strict=True) if g > 0}
+    wanted = [*sorted(relevant)[:2], *list(ranks_after)[:SHOWN], *list(ranks_before)[:1]]
+    docs = sorted(dict.fromkeys(wanted), key=lambda d: ranks_after.get(d, 10**9))
+    texts = take_rows(table(lab.data, "corpus"), np.array(sorted(docs), dtype=np.int64)).to_pylist()
+    by_row = dict(zip(sorted(docs), texts, strict=True))
+    return {
+        "query_id": query["query_id"],
+        "query": query["text"],
+        "metric_before": float(then),
+        "metric_after": float(now),
+        "passages": [
+            {
+                "doc_id": by_row[d]["doc_id"],
+                "text": by_row[d]["text"][:600],
+                "relevant": d in relevant,
+                "rank_before": ranks_before.get(d),
+                "rank_after": ranks_after.get(d),
+            }
+            for d in docs
+        ],
+    }
+
+
+def _ranks(run: Artifact, row: int) -> dict[int, int]:
+    docs = parts_of(run).slice(row, row + 1)["doc_rows"].to_pylist()[0]
+    return {doc: rank for rank, doc in enumerate(docs, 1)}
+
+
+# -- the folder -------------------------------------------------------------------------------------
+
+
+def _lay_out(
+    lab: Lab,
+    student: Artifact,
+    index: Artifact,
+    after: Artifact,
+    values: dict[str, pa.Table],
+    report: dict[str, Any],
+    out: Folder,
+) -> None:
+    out.write_bytes("config.yaml", yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True).encode())
+    (out / "model").delete()
+    (out / "index").delete()
+    _copy(model_folder(student), out / "model")
+    _copy(index.folder / "index", out / "index")
+    (out / "model").write_bytes("README.md", model_card(report, layout_of(student)).encode())
+    about = {
+        "metric": "inner product",
+        "similarity": layout_of(student).similarity,
+        "width": student.metrics["width"],
+        "factory": lab.cfg.index,
+        "passages": lab.data.metrics["passages"],
+        "model": f"{student.stage}/{student.id}",
+        "store": lab.store.root.uri,
+        "data": lab.data.id,
+    }
+    (out / "index").write_json("meta.json", about)
+    with out.writing("run.trec") as stream:
+        for line in _trec(lab, after):
+            stream.write(line.encode())
+    out.write_table("per_query.parquet", _per_query(lab, values))
+    write_page(report, out=out)
+    out.write_json("report.json", report)  # last: a run folder with a report is whole
+
+
+def _copy(source: Folder, target: Folder) -> None:
+    for name in source.files():
+        with source.reading(name) as data, target.writing(name) as stream:
+            shutil.copyfileobj(data, stream, 1 << 22)
+
+
+def _trec(lab: Lab, run: Artifact) -> Iterator[str]:
+    """`qid Q0 docid rank score raydrd`, block by block."""
+    corpus = table(lab.data, "corpus")
+    queries = table(lab.data, "queries/test")
+    for part, rows in parts_of(run).each():
+        ids = queries.slice(part.lo, part.hi)["query_id"].to_pylist()
+        flat = np.unique(np.asarray(rows["doc_rows"].combine_chunks().flatten()))
+        docs = dict(zip(flat.tolist(), take_rows(corpus, flat)["doc_id"].to_pylist(), strict=True))
+        for query, found, scores in zip(ids, rows["doc_rows"].to_pylist(), rows["scores"].to_pylist(), strict=True):
+            for rank, (doc, score) in enumerate(zip(found, scores, strict=True), 1):
+                yield f"{query} Q0 {docs[doc]} {rank} {score:.6f} raydrd\n"
+
+
+def _per_query(lab: Lab, values: dict[str, pa.Table]) -> pa.Table:
+    queries = table(lab.data, "queries/test")
+    rows = values["student"]["query_row"]
+    columns: dict[str, Any] = {"query_id": queries.slice(0, queries.rows)["query_id"].take(rows)}
+    for name, found in values.items():
+        columns.update({f"{name} {metric}": found[metric] for metric in found.column_names if metric != "query_row"})
+    return pa.table(columns)

@@ -1,0 +1,55 @@
+"""A run from config to report: what `raydrd run` and `jobs/run.py` call."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from raydrd.cluster import Cluster
+from raydrd.config import override, read_yaml, validate
+from raydrd.errors import InputError
+from raydrd.storage import Folder
+from raydrd.store import Store
+
+DEFAULT_STORE = ".raydrd"
+
+
+def read_config(path: str, assignments: list[str]) -> Any:
+    """The recipe's config in a YAML file with overrides.
+
+    Raises:
+        InputError: whatever is wrong with it, one line each.
+    """
+    from raydrd.recipes import RECIPES
+
+    values = override(read_yaml(path), assignments)
+    recipe = values.get("recipe")
+    if recipe not in RECIPES:
+        raise InputError(f"{path}: recipe: {recipe!r} is not one of {', '.join(RECIPES)}")
+    cfg = validate(RECIPES[recipe].Config, values, path)
+    return cfg if cfg.name else cfg.model_copy(update={"name": Path(path).stem})
+
+
+def run(path: str, assignments: list[str], *, out: str | None, store: str | None) -> dict[str, Any]:
+    """Run a recipe to its report; what was finished before is taken from the store.
+
+    Raises:
+        InputError: config, data or models are wrong; before any work.
+        StageError: a stage gave up.
+    """
+    from raydrd.flow import open_lab
+    from raydrd.publish import publish
+    from raydrd.recipes import RECIPES
+
+    began = time.monotonic()
+    cfg = read_config(path, assignments)
+    folder = Folder.of(out or f"runs/{cfg.name}")
+    logs = Path(folder.uri) / "logs" if folder.is_local else None
+    cluster = Cluster(cfg.resources, logs=logs)
+    try:
+        lab = open_lab(cfg, Store(Folder.of(store or DEFAULT_STORE), cluster))
+        student = RECIPES[cfg.recipe].run(cfg, lab)
+        return publish(lab, student, out=folder, began=began)
+    finally:
+        cluster.stop()

@@ -1,0 +1,28 @@
+"""Stages whose output is one table in parts: what is still missing, and reading what is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raydrd.parts import Parts, found_ranges, part_name, ranges
+from raydrd.store import Artifact, Work
+
+
+def pending(work: Work, rows: int, size: int, ending: str = "arrow") -> list[dict[str, Any]]:
+    """Shards of at most `size` rows that this artifact still lacks, named by the rows they hold.
+
+    What a killed attempt finished is kept, also when it cut the rows otherwise: only the gaps are planned.
+    """
+    shards = []
+    at = 0
+    for lo, hi in [*found_ranges(list(work.shards.files())), (rows, rows)]:
+        for a, b in ranges(lo - at, size):
+            shards.append({"name": part_name(at + a, at + b, ending), "lo": at + a, "hi": at + b, "rows": b - a})
+        at = max(at, hi)
+    return shards
+
+
+def parts_of(artifact: Artifact) -> Parts:
+    """The parts of an artifact whose shards are one table."""
+    names = [name.removeprefix("shards/") for name in artifact.manifest["files"] if name.startswith("shards/")]
+    return Parts.of(artifact.shards, names)

@@ -1,0 +1,186 @@
+"""train: lists or target vectors -> a model folder, on Ray Train workers (or in this process)."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+from uuid import uuid4
+
+from raydrd.cluster import Cluster, available_cores, quiet_ray
+from raydrd.errors import StageError
+from raydrd.objectives import Objective
+from raydrd.precision import Precision
+from raydrd.progress import bar
+from raydrd.stages.adopt import model_folder
+from raydrd.stages.shards import parts_of
+from raydrd.store import Artifact, Work, stage
+from raydrd.training.plan import TrainConfig
+from raydrd.training.sources import ListExamples, TextExamples
+
+
+@stage(version=1)
+def train(
+    work: Work,
+    *,
+    start: Artifact,
+    lists: Artifact,
+    query_tokens: Artifact,
+    passage_tokens: Artifact,
+    objective: Objective,
+    config: TrainConfig,
+    precision: Precision,
+) -> dict[str, Any]:
+    """A student that has learnt `objective` on training lists, from the weights of `start` with a new optimizer."""
+    examples = ListExamples(
+        lists=parts_of(lists), tokens={"query": parts_of(query_tokens), "passage": parts_of(passage_tokens)}
+    )
+    return _run(work, start, examples, objective, config, precision, examples_count=int(lists.metrics["rows"]))
+
+
+@stage(version=1)
+def imitate(
+    work: Work,
+    *,
+    start: Artifact,
+    query_tokens: Artifact,
+    passage_tokens: Artifact,
+    query_vectors: Artifact,
+    passage_vectors: Artifact,
+    objective: Objective,
+    config: TrainConfig,
+    precision: Precision,
+) -> dict[str, Any]:
+    """A cut student that has learnt to give the vectors of its uncut original."""
+    stores = (
+        ("query", parts_of(query_tokens), parts_of(query_vectors)),
+        ("passage", parts_of(passage_tokens), parts_of(passage_vectors)),
+    )
+    count = stores[0][1].rows + stores[1][1].rows
+    return _run(work, start, TextExamples(stores), objective, config, precision, examples_count=count)
+
+
+def _run(
+    work: Work,
+    start: Artifact,
+    examples: ListExamples | TextExamples,
+    objective: Objective,
+    config: TrainConfig,
+    precision: Precision,
+    *,
+    examples_count: int,
+) -> dict[str, Any]:
+    from raydrd.training.loop import Job
+
+    resources = work.cluster.resources
+    job = Job(
+        start=model_folder(start),
+        examples=examples,
+        objective=objective,
+        config=config,
+        precision=precision,
+        scratch=work.shards / "scratch",
+        out=work.folder,
+        per_device=resources.per_device_train_batch_size,
+        tokens_per_batch=resources.tokens_per_batch,
+        save_seconds=resources.save_seconds,
+    )
+    steps = config.steps(examples_count)
+    with bar(work.label, steps, "steps") as shown, Watch(job, shown):
+        if not work.cluster.uses_ray or resources.train_workers == 0:
+            worker({"job": job, "threads": available_cores(), "alone": True})
+        else:
+            on_ray(work.cluster, job)
+    if not work.folder.exists("curve.json"):
+        raise StageError(f"{work.label}: training ended without a model")
+    curve = work.folder.read_json("curve.json")
+    return {
+        **start.metrics,
+        **work.folder.read_json("about.json"),
+        "rows": len(curve),
+        "unit": "steps",
+        "examples": examples_count,
+        "last_loss": curve[-1][1],
+    }
+
+
+class Watch:
+    """Moves the progress bar by what rank 0 writes, while `fit` blocks."""
+
+    def __init__(self, job: Any, shown: Any) -> None:
+        self.job, self.shown, self.done = job, shown, threading.Event()
+        self.thread = threading.Thread(target=self._look, daemon=True)
+
+    def _look(self) -> None:
+        while not self.done.wait(1.0 if self.job.scratch.is_local else 5.0):
+            if not self.job.scratch.exists("progress.json"):
+                continue
+            found = self.job.scratch.read_json("progress.json")
+            self.shown.set_postfix(loss=f"{found['loss']:.4f}", refresh=False)
+            self.shown.update(found["step"] - self.shown.n)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join(timeout=10)
+
+
+def worker(setup: dict[str, Any]) -> None:
+    """What one worker runs: its device, its place among the ranks, the loop."""
+    import torch
+
+    from raydrd.devices import this_device
+    from raydrd.training.comm import Alone, Ranks
+    from raydrd.training.loop import train_loop
+
+    torch.set_num_threads(setup["threads"])
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if setup.get("alone"):
+        train_loop(setup["job"], Alone(), this_device())
+        return
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    device = get_device()
+    train_loop(setup["job"], Ranks(device) if get_context().get_world_size() > 1 else Alone(), device)
+
+
+def on_ray(cluster: Cluster, job: Any) -> None:
+    """The loop on Ray Train workers; a killed worker restarts all of them from the last checkpoint.
+
+    Raises:
+        StageError: they failed again and again.
+    """
+    cluster.start()
+    quiet_ray()
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    resources = cluster.resources
+    total = ray.cluster_resources()
+    gpu = total.get("GPU", 0) >= resources.train_workers and resources.gpus_per_worker != 0
+    free = max(1, int(total.get("CPU", 1)) - 1)
+    cpus = 1 if gpu else min(resources.cpus_per_worker or free, max(1, free // resources.train_workers))
+    # A name of its own for each attempt: the loop's checkpoints are ours, Ray's own state would only go stale.
+    storage = (job.scratch / "ray").uri if job.scratch.is_local else None
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config={"job": job, "threads": cpus},
+        scaling_config=ScalingConfig(
+            num_workers=resources.train_workers, use_gpu=gpu, resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})}
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{uuid4().hex[:8]}",
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=3),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # Ray wraps the worker's error in its own classes, which change between versions
+        raise StageError(f"training failed: {error}") from error

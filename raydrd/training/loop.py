@@ -1,0 +1,262 @@
+"""The training loop: any examples, any objective, one worker or many.
+
+A step is defined over the global batch. How it is cut into workers and micro-batches changes nothing but rounding:
+losses are sums divided by counts of the whole step, and in-batch objectives see the vectors of the whole step.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raydrd.batching import SpecialTokens, token_batches
+from raydrd.encoders import BiEncoder, load_biencoder, save_biencoder
+from raydrd.layout import Layout, read_layout
+from raydrd.objectives import Objective, Vectors
+from raydrd.parts import TokenReader
+from raydrd.precision import Precision
+from raydrd.storage import Folder
+from raydrd.training import checkpoint
+from raydrd.training.comm import Alone, Ranks
+from raydrd.training.plan import TrainConfig, batch_of, step_seed
+from raydrd.training.sources import ListExamples, TextExamples
+
+Chunk = tuple[str, NDArray[np.int64]]  # role, places among the batch's distinct texts of that role
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a worker needs; a value, so that it travels."""
+
+    start: Folder
+    examples: ListExamples | TextExamples
+    objective: Objective
+    config: TrainConfig
+    precision: Precision
+    scratch: Folder
+    out: Folder
+    per_device: int | None
+    tokens_per_batch: int | None
+    save_seconds: float
+
+
+class Texts:
+    """Token batches of a batch's distinct texts, for each role."""
+
+    def __init__(self, path: Path, layout: Layout, tokens: dict[str, TokenReader], budget: int) -> None:
+        from transformers import AutoTokenizer
+
+        self.special = SpecialTokens.of(AutoTokenizer.from_pretrained(path / layout.passage_folder, local_files_only=True))
+        self.layout, self.tokens, self.budget = layout, tokens, budget
+
+    def chunks(self, rows: dict[str, Tensor]) -> list[Chunk]:
+        """Texts of similar length together, by token budget."""
+        found: list[Chunk] = []
+        for role, these in rows.items():
+            lengths = self.special.single_lengths(self.tokens[role].lengths(these.numpy()), self.layout.max_len(role))
+            found += [(role, places) for places in token_batches(lengths, tokens_per_batch=self.budget)]
+        return found
+
+    def inputs(self, rows: dict[str, Tensor], chunk: Chunk, device: torch.device) -> tuple[str, Tensor, Tensor]:
+        role, places = chunk
+        ids = self.tokens[role].take(rows[role].numpy()[places])
+        limit = self.layout.max_len(role)
+        made = self.special.model_inputs([self.special.single(one, limit) for one in ids])
+        return role, made["input_ids"].to(device), made["attention_mask"].to(device)
+
+
+def train_loop(job: Job, comm: Alone | Ranks, device: torch.device) -> None:
+    """Train to the end, from the last checkpoint if there is one; rank 0 writes `model/` and `curve.json`.
+
+    Raises:
+        ValueError: the global batch cannot be shared evenly, or the loss is not finite.
+    """
+    config = job.config
+    if config.train_batch_size % comm.world:
+        raise ValueError(f"train_batch_size {config.train_batch_size} cannot be shared by {comm.world} workers evenly")
+    path = job.start.local_folder()
+    layout = read_layout(path)
+    model = load_biencoder(path).to(device)
+    if config.dropout is not None:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = config.dropout
+    if config.gradient_checkpointing:
+        for tower in {id(t): t for t in (model.query, model.passage)}.values():
+            tower.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    optimizer = adamw(model, config)
+    source = job.examples.open()
+    if not len(source):
+        raise ValueError("there are no examples to train on: every query was dropped by the rule")
+    budget = job.tokens_per_batch or (65_536 if device.type == "cuda" else 4096)
+    texts = Texts(path, layout, {role: TokenReader(parts) for role, parts in job.examples.tokens.items()}, budget)
+    steps = config.steps(len(source))
+    begin = comm.agreed(checkpoint.latest(job.scratch))
+    curve = checkpoint.restore(job.scratch, step=begin, model=model, optimizer=optimizer) if begin else []
+    step = Step(job, comm, device, model, texts)
+    saved = shown = time.monotonic()
+    for number in range(begin, steps):
+        torch.manual_seed(step_seed(config.seed, number, comm.rank))
+        for group in optimizer.param_groups:
+            group["lr"] = config.rate(number, steps)
+        mine = np.array_split(
+            batch_of(number, seed=config.seed, examples=len(source), size=config.train_batch_size), comm.world
+        )[comm.rank]
+        losses = step.backward(source, mine)
+        comm.sum_gradients(model)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise ValueError(f"step {number}: the gradient is not finite; lower learning_rate or set precision: fp32")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        curve.append([number + 1, sum(losses.values()), config.rate(number, steps)])
+        now = time.monotonic()
+        due = comm.agreed(int(now - saved >= job.save_seconds)) if comm.world > 1 else now - saved >= job.save_seconds
+        if comm.rank == 0:
+            if due and number + 1 < steps:
+                checkpoint.save(job.scratch, step=number + 1, model=model, optimizer=optimizer, curve=curve)
+            if now - shown >= 1.0 or number + 1 == steps:
+                job.scratch.write_json("progress.json", {"step": number + 1, "steps": steps, "loss": curve[-1][1]})
+                shown = now
+        if due:
+            saved = now
+    if comm.rank == 0:
+        finish(model, layout, path, job, curve)
+
+
+def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; no weight decay on vectors (biases, layer norms)."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, eps=config.adam_epsilon)
+
+
+def finish(model: Any, layout: Layout, path: Path, job: Job, curve: checkpoint.Curve) -> None:
+    """The trained model as a folder, then the curve: its presence says that training ended."""
+    from raydrd.stages.adopt import describe
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        save_biencoder(model.cpu(), layout, folder, tokenizer_from=path / layout.passage_folder)
+        (Path(scratch) / "about.json").write_text(json.dumps(describe(folder)))
+        job.out.upload(Path(scratch))
+    job.out.write_json("curve.json", curve)
+
+
+class Step:
+    """One optimizer step's gradients: whole, in accumulated micro-batches, or with cached vectors."""
+
+    def __init__(self, job: Job, comm: Alone | Ranks, device: torch.device, model: BiEncoder, texts: Texts) -> None:
+        self.job, self.comm, self.device, self.model, self.texts = job, comm, device, model, texts
+        self.objective = job.objective
+
+    def backward(self, source: Any, mine: NDArray[np.int64]) -> dict[str, float]:
+        """Add the gradients of this rank's examples; the mean losses of the whole step."""
+        size = self.job.per_device or len(mine)
+        width = source.width()
+        if size >= len(mine):
+            pieces, cached = [mine], False
+        elif self.objective.needs_pool:
+            pieces, cached = [mine], True  # the pool is the whole step: vectors are cached, not lists cut
+        else:
+            pieces, cached = [mine[lo : lo + size] for lo in range(0, len(mine), size)], False
+        batches = [self._to_device(source.batch(piece, width)) for piece in pieces]
+        counts = self.comm.sums(self._counts(batches))
+        totals = dict.fromkeys(counts, 0.0)
+        for batch in batches:
+            if cached:
+                losses = self._cached(batch, counts, -(-len(mine) // size))
+            else:
+                vectors = self._encode(batch.rows, self.texts.chunks(batch.rows))
+                losses = self.objective(vectors, batch, self.comm)
+                self._total(losses, counts).backward()
+            for name, (total, _) in losses.items():
+                totals[name] += float(total.detach())
+        totals = self.comm.sums(totals)
+        return {name: totals[name] / max(counts[name], 1.0) for name in totals}
+
+    def _total(self, losses: dict[str, Any], counts: dict[str, float]) -> Tensor:
+        return torch.stack([total / max(counts[name], 1.0) for name, (total, _) in losses.items()]).sum()
+
+    def _counts(self, batches: list[Any]) -> dict[str, float]:
+        """What each loss is divided by: a property of labels and masks, so vectors of zeros will do."""
+        counts: dict[str, float] = {}
+        with torch.no_grad():
+            for batch in batches:
+                zeros = {
+                    role: torch.zeros(len(rows), self.model.passage.width, device=self.device)
+                    for role, rows in batch.rows.items()
+                }
+                for name, (_, count) in self.objective(zeros, batch, self.comm).items():
+                    counts[name] = counts.get(name, 0.0) + count
+        return counts
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.job.precision == "bf16")
+
+    def _encode(self, rows: dict[str, Tensor], chunks: list[Chunk]) -> Vectors:
+        """Vectors of the distinct texts of a batch, in their order."""
+        return self._ordered(rows, chunks, self._forward(rows, chunks))
+
+    def _ordered(self, rows: dict[str, Tensor], chunks: list[Chunk], made: list[Tensor]) -> Vectors:
+        """Vectors of chunks put back into the order of the batch's texts."""
+        vectors: Vectors = {}
+        for role in rows:
+            parts = [(places, v) for (r, places), v in zip(chunks, made, strict=True) if r == role]
+            order = np.argsort(np.concatenate([places for places, _ in parts]), kind="stable")
+            vectors[role] = torch.cat([v for _, v in parts])[torch.from_numpy(order).to(self.device)]
+        return vectors
+
+    def _cached(self, batch: Any, counts: dict[str, float], groups: int) -> dict[str, Any]:
+        """Vectors without a graph, the loss on them, then one forward and backward a group of texts.
+
+        Gao et al., arXiv 2101.06983 (gradient cache): the memory of a step of any size is that of one group. Each
+        group's dropout is drawn again from the same seed.
+        """
+        chunks = self.texts.chunks(batch.rows)
+        size = -(-len(chunks) // groups)
+        cut = [chunks[lo : lo + size] for lo in range(0, len(chunks), size)]
+        seeds = [int(torch.randint(2**62, (1,)).item()) for _ in cut]
+        made: list[Tensor] = []
+        with torch.no_grad():
+            for group, seed in zip(cut, seeds, strict=True):
+                torch.manual_seed(seed)
+                made += self._forward(batch.rows, group)
+            vectors = self._ordered(batch.rows, chunks, made)
+        vectors = {role: found.requires_grad_() for role, found in vectors.items()}
+        losses = self.objective(vectors, batch, self.comm)
+        self._total(losses, counts).backward()
+        for group, seed in zip(cut, seeds, strict=True):
+            torch.manual_seed(seed)
+            surrogate = [
+                (v * vectors[role].grad[torch.from_numpy(places).to(self.device)]).sum()
+                for (role, places), v in zip(group, self._forward(batch.rows, group), strict=True)
+            ]
+            torch.stack(surrogate).sum().backward()
+        return losses
+
+    def _forward(self, rows: dict[str, Tensor], group: list[Chunk]) -> list[Tensor]:
+        with self._autocast():
+            made: list[Tensor] = self.model([self.texts.inputs(rows, chunk, self.device) for chunk in group])
+        return made
+
+    def _to_device(self, batch: Any) -> Any:
+        for name, value in vars(batch).items():
+            if name == "targets":
+                batch.targets = {role: v.to(self.device) for role, v in value.items()}
+            elif isinstance(value, Tensor):
+                setattr(batch, name, value.to(self.device))
+        return batch
