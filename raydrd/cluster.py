@@ -127,8 +127,8 @@ class Cluster:
             return
         for file in source.iterdir():
             if file.is_file() and file.stat().st_size > 0:
-                self.logs.mkdir(parents=True, exist_ok=True)
-                shutil.copy(file, self.logs / file.name)
+                (self.logs / "ray").mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, self.logs / "ray" / file.name)
 
     def map(
         self,
@@ -288,7 +288,7 @@ def quiet_ray() -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # else 2 s are lost at the end of each training
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 from tqdm import tqdm
+
+LINE_SECONDS = 30.0  # between lines of progress where there is no terminal to draw a bar on
+
+
+class Shown(Protocol):
+    """What moves: a bar, or now and then a line."""
+
+    n: float
+
+    def update(self, n: float = 1) -> Any: ...
+
+    def set_postfix(self, **values: Any) -> None: ...
 
 
 def say(line: str) -> None:
@@ -15,21 +29,41 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+def per_second(rate: float) -> str:
+    """`1,234/s`, `3.4/s`."""
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
+
+
 @contextmanager
-def bar(label: str, total: int, unit: str, done: int = 0) -> Iterator[tqdm[None]]:
-    """A progress bar with rate and ETA on standard error; where that is no terminal, a line every 30 seconds."""
-    live = sys.stderr.isatty()
-    with tqdm(
-        total=total,
-        initial=done,
-        desc=label,
-        unit=f" {unit}",
-        unit_scale=True,
-        leave=False,
-        file=sys.stderr,
-        dynamic_ncols=live,
-        ncols=None if live else 100,
-        mininterval=0.2 if live else 30.0,
-        delay=0.5 if live else 20.0,
-    ) as shown:
+def bar(label: str, total: int, unit: str) -> Iterator[Shown]:
+    """A progress bar with rate and ETA on a terminal's standard error; elsewhere (jobs, pipes) a line every half minute."""
+    if not sys.stderr.isatty():
+        yield Lines(label, total, unit)
+        return
+    with tqdm(total=total, desc=label, unit=f" {unit}", unit_scale=True, leave=False, dynamic_ncols=True, delay=0.5) as shown:
         yield shown
+
+
+class Lines:
+    """Progress as plain lines, for logs."""
+
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self.label, self.total, self.unit, self.n, self.extra = label, total, unit, 0.0, ""
+        self.began = self.said = time.monotonic()
+
+    def update(self, n: float = 1) -> None:
+        self.n += n
+        now = time.monotonic()
+        if now - self.said < LINE_SECONDS or self.n <= 0:
+            return
+        self.said = now
+        rate = self.n / (now - self.began)
+        left = (self.total - self.n) / rate
+        print(
+            f"  {self.label}: {self.n:,.0f} of {self.total:,} {self.unit}, {per_second(rate)}, {left:,.0f} s left{self.extra}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def set_postfix(self, **values: Any) -> None:
+        self.extra = "".join(f", {name} {value}" for name, value in values.items())

@@ -116,7 +116,7 @@ def _systems(lab: Lab, values: dict[str, pa.Table], student: Artifact, how: str,
     speed = {
         "student_before": _speed(lab, lab.start),
         "student": _speed(lab, student),
-        "teacher": _speed(lab, lab.teacher) if "width" in lab.teacher.metrics else _pair_speed(lab),
+        "teacher": _speed(lab, lab.teacher),
     }
     models = {"student_before": lab.start, "student": student, "teacher": lab.teacher}
     about = {
@@ -151,24 +151,11 @@ def _about(model: Artifact) -> str:
 
 def _speed(lab: Lab, model: Artifact) -> float | None:
     """Passages a second of one worker when this model embedded the corpus (measured when it was made)."""
-    made = vectors_quietly(lab, model)
+    if "width" not in model.metrics:
+        return None  # a cross-encoder encodes no passages: its pairs a second stand in the stages
+    made = vectors(lab.store, model, lab.data, "corpus", lab.precision, "")  # exists by now
     found = made.metrics.get("per_second")
     return float(found) if found else None
-
-
-def vectors_quietly(lab: Lab, model: Artifact) -> Artifact:
-    """The corpus' vectors by this model, which exist by now, without another line in the journal."""
-    length = len(lab.store.journal)
-    lab.store.quiet = True
-    try:
-        return vectors(lab.store, model, lab.data, "corpus", lab.precision, "")
-    finally:
-        lab.store.quiet = False
-        del lab.store.journal[length:]
-
-
-def _pair_speed(lab: Lab) -> float | None:
-    return None  # a cross-encoder encodes no passages: its pairs a second stand in the stages
 
 
 def _comparisons(lab: Lab, values: dict[str, pa.Table]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from uuid import uuid4
 from raydrd.cluster import Cluster
 from raydrd.config import Frozen
 from raydrd.errors import StageError
-from raydrd.progress import say
+from raydrd.progress import per_second, say
 from raydrd.provenance import provenance
 from raydrd.storage import Folder
 
@@ -146,7 +146,7 @@ class Store:
     root: Folder
     cluster: Cluster
     journal: list[Record] = field(default_factory=list)
-    quiet: bool = False
+    _seen: dict[str, Artifact] = field(default_factory=dict)
 
     def run(self, function: Stage, /, label: str = "", **inputs: Any) -> Artifact:
         """The artifact of a stage with these inputs: found if it was finished before, made otherwise.
@@ -159,6 +159,8 @@ class Store:
         name = function.__name__
         label = label or name
         id_, identity = identify(function, inputs)
+        if id_ in self._seen:  # asked for again within this run: one line in the journal is enough
+            return self._seen[id_]
         home = self.root / name / id_
         reused = home.exists(MANIFEST)
         because: list[str] = []
@@ -178,8 +180,8 @@ class Store:
             because=because,
         )
         self.journal.append(record)
-        if not self.quiet:
-            say(stage_line(record))
+        self._seen[id_] = artifact
+        say(stage_line(record))
         return artifact
 
     def _make(
@@ -265,5 +267,5 @@ def stage_line(record: Record) -> str:
     what = f"{record.rows:,} {record.unit}" if record.rows else ""
     if record.reused:
         return f"{record.label:<34} reused {what:>22}"
-    rate = f"{record.rows / record.seconds:,.0f}/s" if record.rows and record.seconds > 0.05 else ""
+    rate = per_second(record.rows / record.seconds) if record.rows and record.seconds > 0.05 else ""
     return f"{record.label:<34} made   {what:>22} {record.seconds:8.1f} s {rate:>10}"

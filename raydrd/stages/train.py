@@ -116,7 +116,7 @@ class Watch:
             if not self.job.scratch.exists("progress.json"):
                 continue
             found = self.job.scratch.read_json("progress.json")
-            self.shown.set_postfix(loss=f"{found['loss']:.4f}", refresh=False)
+            self.shown.set_postfix(loss=f"{found['loss']:.4f}")
             self.shown.update(found["step"] - self.shown.n)
 
     def __enter__(self) -> None:
@@ -131,11 +131,12 @@ def worker(setup: dict[str, Any]) -> None:
     """What one worker runs: its device, its place among the ranks, the loop."""
     import torch
 
-    from raydrd.devices import this_device
+    from raydrd.devices import keep_freed_memory, this_device
     from raydrd.training.comm import Alone, Ranks
     from raydrd.training.loop import train_loop
 
     torch.set_num_threads(setup["threads"])
+    keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if setup.get("alone"):
         train_loop(setup["job"], Alone(), this_device())
