@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -68,6 +69,7 @@ class Cluster:
     _started: bool = field(default=False, init=False)
     _mine: bool = field(default=False, init=False)
     _session: str = field(default="", init=False)
+    _stderr: Any = field(default=None, init=False)
 
     @property
     def uses_ray(self) -> bool:
@@ -93,12 +95,13 @@ class Cluster:
         if ray.is_initialized():  # a test's or a job's own Ray
             self._started = True
             return
-        common = {"logging_level": logging.ERROR, "log_to_driver": False}
+        self._divert_stderr()
+        common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         try:
             if address == "local":
                 # One logical core more than there are: a pool of all cores still leaves room for Ray's own tasks.
                 cores = available_cores() + 1
-                context = ray.init(
+                context: Any = ray.init(
                     address="local", num_cpus=cores, include_dashboard=False, object_store_memory=256 << 20, **common
                 )
                 self._mine = True
@@ -113,13 +116,32 @@ class Cluster:
 
     def stop(self) -> None:
         """Keep the logs of our own Ray and end it; somebody else's Ray is left alone."""
-        if not self._mine:
-            return
-        import ray
+        if self._mine:
+            import ray
 
-        ray.shutdown()
-        self._keep_logs()
-        self._started = self._mine = False
+            ray.shutdown()
+            self._keep_logs()
+            self._started = self._mine = False
+        self._restore_stderr()
+
+    def _divert_stderr(self) -> None:
+        """What Ray's C++ core writes to file descriptor 2 goes to the logs; Python's own stderr stays where it was."""
+        if self.logs is None or self._stderr is not None:
+            return
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self._stderr = sys.stderr
+        sys.stderr.flush()
+        person = os.dup(2)
+        with (self.logs / "stderr.log").open("ab") as log:
+            os.dup2(log.fileno(), 2)
+        sys.stderr = os.fdopen(person, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+
+    def _restore_stderr(self) -> None:
+        if self._stderr is None:
+            return
+        os.dup2(sys.stderr.fileno(), 2)
+        sys.stderr.close()
+        sys.stderr, self._stderr = self._stderr, None
 
     def _keep_logs(self) -> None:
         source = Path(self._session) / "logs"
@@ -154,7 +176,8 @@ class Cluster:
             return []
         total = sum(int(shard.get("rows", 1)) for shard in shards)
         run = self._inline if not self.uses_ray or (inline and self.is_local) else self._on_ray
-        results, errors = [], []
+        results: list[dict[str, Any]] = []
+        errors: list[dict[str, Any]] = []
         with bar(label, total, unit) as shown:
             for result in run(worker, arguments, shards, marks, models):
                 shown.update(int(result.get("rows", 1)))
@@ -165,7 +188,8 @@ class Cluster:
         if errors:
             first = errors[0]
             raise StageError(
-                f"{label}: {len(errors)} of {len(shards)} shards failed; {first['shard']}: {first['error']}\n{first.get('trace', '')}"
+                f"{label}: {len(errors)} of {len(shards)} shards failed; {first['shard']}: {first['error']}\n"
+                f"{first.get('trace', '')}"
             )
         return results
 
@@ -273,8 +297,6 @@ class Seat:
 
 def set_threads(threads: int) -> None:
     """Use this many cores for torch, if torch is what the worker runs."""
-    import sys
-
     import pyarrow
 
     pyarrow.set_cpu_count(threads)

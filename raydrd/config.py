@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from raydrd.errors import InputError
 
@@ -41,6 +41,11 @@ class Resources(Frozen):
     per_device_train_batch_size: int | None = Field(None, ge=1, description="queries at once on one device")
     save_seconds: float = Field(60.0, ge=0, description="seconds between checkpoints of the training loop")
     shard_attempts: int = Field(3, ge=1, description="times a shard may kill its actor before the stage gives up")
+
+    @field_validator("ray", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads a bare `off` as false
 
 
 def _parse(text: str) -> Any:

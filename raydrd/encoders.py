@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
+from transformers.utils import logging
 
 from raydrd.errors import InputError
 from raydrd.layout import Layout, read_layout, write_layout
@@ -36,8 +37,10 @@ class Encoder(nn.Module):
 
     @property
     def width(self) -> int:
-        last = self.dense[-1][0].out_features if len(self.dense) else self.backbone.config.hidden_size
-        return int(last)
+        if not len(self.dense):
+            return int(self.backbone.config.hidden_size)
+        last: Any = self.dense[-1]  # nn.Sequential(Linear, activation)
+        return int(last[0].out_features)
 
 
 class BiEncoder(nn.Module):
@@ -75,6 +78,7 @@ def pool(states_BTH: Tensor, mask_BT: Tensor, how: str) -> Tensor:
 
 def load_tower(path: Path, layout: Layout, role: str, *, trust_remote_code: bool = False) -> Encoder:
     """The encoder of one role from a model folder, in float32, in eval mode."""
+    quiet_transformers()
     folder = path / layout.folder(role)
     backbone = AutoModel.from_pretrained(
         folder,
@@ -86,6 +90,12 @@ def load_tower(path: Path, layout: Layout, role: str, *, trust_remote_code: bool
     )
     dense = nn.ModuleList(_load_dense(path / name) for name in layout.dense)
     return Encoder(backbone, layout, dense).eval()
+
+
+def quiet_transformers() -> None:
+    """No bars and no reports about heads that are left out: a stage says what it does in one line."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _without_pooler(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from raydrd.errors import InputError
 from raydrd.layout import find_model, folder_digest, read_layout
 from raydrd.objectives import SameVectors
 from raydrd.precision import Precision, local_gpu, resolve
-from raydrd.setting import BiEncoderTeacher, CrossEncoderTeacher, Setting
+from raydrd.setting import BiEncoderTeacher, CrossEncoderTeacher, ReadyScores, Setting
 from raydrd.stages.adopt import Model as AnyModel
 from raydrd.stages.adopt import adopt, layout_of, located, model_folder, wanted_layout
 from raydrd.stages.embed import embed
@@ -24,7 +24,7 @@ from raydrd.stages.load import (
     table,
     take_run,
 )
-from raydrd.stages.score import import_teacher, rerank, score_pairs, score_vectors
+from raydrd.stages.score import import_teacher, rerank, score_pairs, score_vectors, take_scores
 from raydrd.stages.search import bm25_index, bm25_search, join_candidates, search
 from raydrd.stages.tokenize import tokenize
 from raydrd.stages.train import imitate
@@ -43,7 +43,7 @@ class Lab:
     dev_data: Artifact
     start: Artifact
     original: Artifact
-    teacher: Artifact
+    teacher: Artifact | None  # None: ready-made scores teach
     teacher_digest: str
     notes: list[str] = field(default_factory=list)
     segments: list[dict[str, Any]] = field(default_factory=list)
@@ -70,6 +70,10 @@ def check_setting(cfg: Setting) -> None:
         raise InputError("candidates.sources: has run, but data.run names no run file; set data.run or remove it")
     if "teacher" in cfg.candidates.sources and not isinstance(cfg.teacher, BiEncoderTeacher):
         raise InputError("candidates.sources: a cross_encoder teacher cannot search a corpus; write [student], [bm25] or both")
+    if isinstance(cfg.teacher, ReadyScores) and not cfg.data.scores:
+        raise InputError("teacher.kind: scores needs data.scores: a Parquet file with query_id, doc_id, score")
+    if isinstance(cfg.teacher, ReadyScores) and cfg.queries.count:
+        raise InputError("queries.count: queries made from the corpus have no ready-made scores; set queries.count=0")
     if cfg.data.run and cfg.queries.count:
         raise InputError("queries.count: queries made from the corpus have no candidates in data.run; set queries.count=0")
 
@@ -82,24 +86,27 @@ def open_lab(cfg: Setting, store: Store) -> Lab:
     """
     check_setting(cfg)
     precision = resolved_precision(cfg, store)
-    sources = {"student": located(cfg.student), "teacher": located_teacher(cfg.teacher)}
+    student_source = located(cfg.student)
+    teacher_source = None if isinstance(cfg.teacher, ReadyScores) else located_teacher(cfg.teacher)
     data = store.run(load, data=load_inputs(cfg))
-    notes = report_load(data)
+    report_load(data)
+    notes = list(data.metrics.get("notes", []))
     if not table(data, "queries/test").rows:
         raise InputError("data.test_split: there are no test queries; name a split that has judgements")
 
-    original_layout = wanted_layout(cfg.student, read_layout(sources["student"].where))
+    original_layout = wanted_layout(cfg.student, read_layout(student_source.where))
     start = store.run(
-        adopt, "student before", source=sources["student"], layout=original_layout, layers=plain(cfg.student.layers)
+        adopt, "student before", source=student_source, layout=original_layout, layers=plain(cfg.student.layers)
     )
     original = start
     if cfg.student.layers is not None and cfg.recover is not None:
-        original = store.run(adopt, "student uncut", source=sources["student"], layout=original_layout, layers=None)
-    if isinstance(cfg.teacher, BiEncoderTeacher):
-        layout = wanted_layout(cfg.teacher, read_layout(sources["teacher"].where))
-        teacher = store.run(adopt, "teacher", source=sources["teacher"], layout=layout, layers=None)
-    else:
-        teacher = store.run(import_teacher, "teacher", source=sources["teacher"])
+        original = store.run(adopt, "student uncut", source=student_source, layout=original_layout, layers=None)
+    teacher = None
+    if teacher_source is not None and isinstance(cfg.teacher, BiEncoderTeacher):
+        layout = wanted_layout(cfg.teacher, read_layout(teacher_source.where))
+        teacher = store.run(adopt, "teacher", source=teacher_source, layout=layout, layers=None)
+    elif teacher_source is not None:
+        teacher = store.run(import_teacher, "teacher", source=teacher_source)
 
     train_data = data
     if cfg.queries.count:
@@ -114,7 +121,7 @@ def open_lab(cfg: Setting, store: Store) -> Lab:
     dev_data = store.run(sample_dev, "sample dev", data=data, passages=dev.dev_passages, queries=dev.dev_queries, seed=dev.seed)
     return Lab(
         cfg=cfg, store=store, precision=precision, data=data, train_data=train_data, dev_data=dev_data, start=start,
-        original=original, teacher=teacher, teacher_digest=str(sources["teacher"].identity), notes=notes,
+        original=original, teacher=teacher, teacher_digest=str(teacher_source.identity) if teacher_source else "", notes=notes,
     )  # fmt: skip
 
 
@@ -182,7 +189,7 @@ def mine(lab: Lab, student: Artifact) -> Artifact:
         elif source == "bm25":
             found.append(bm25(lab, lab.train_data, "queries/train", k=wanted.depth))
         else:
-            model = student if source == "student" else lab.teacher
+            model = student if source == "student" else _teacher(lab)
             passages = vectors(lab.store, model, lab.data, "corpus", lab.precision, source)
             queries = vectors(lab.store, model, lab.train_data, "queries/train", lab.precision, source)
             found.append(lab.store.run(search, f"search train ({source})", queries=queries, passages=passages, k=wanted.depth))
@@ -191,22 +198,36 @@ def mine(lab: Lab, student: Artifact) -> Artifact:
     return lab.store.run(join_candidates, "join candidates", sources=found, depth=wanted.depth)
 
 
+def scored_candidates(lab: Lab, student: Artifact) -> Artifact:
+    """Candidates of the training queries with the teacher's scores: mined and scored, or ready-made."""
+    if isinstance(lab.cfg.teacher, ReadyScores):
+        return lab.store.run(take_scores, "take ready-made scores", data=lab.data)
+    return teach(lab, mine(lab, student), lab.train_data, "queries/train")
+
+
+def _teacher(lab: Lab) -> Artifact:
+    if lab.teacher is None:
+        raise InputError("teacher.kind: ready-made scores cannot score anything else; name a model")
+    return lab.teacher
+
+
 def teach(lab: Lab, candidates: Artifact, data: Artifact, name: str) -> Artifact:
     """Candidates of table `name` with the teacher's scores."""
     what = name.removeprefix("queries/")
     if isinstance(lab.cfg.teacher, BiEncoderTeacher):
-        passages = vectors(lab.store, lab.teacher, lab.data, "corpus", lab.precision, "teacher")
-        queries = vectors(lab.store, lab.teacher, data, name, lab.precision, "teacher")
+        passages = vectors(lab.store, _teacher(lab), lab.data, "corpus", lab.precision, "teacher")
+        queries = vectors(lab.store, _teacher(lab), data, name, lab.precision, "teacher")
         return lab.store.run(
             score_vectors, f"score {what} (teacher)", candidates=candidates, queries=queries, passages=passages
         )
+    assert isinstance(lab.cfg.teacher, CrossEncoderTeacher)
     return lab.store.run(
         score_pairs,
         f"score {what} (teacher)",
         candidates=candidates,
-        query_tokens=tokens(lab.store, lab.teacher, data, name),
-        passage_tokens=tokens(lab.store, lab.teacher, lab.data, "corpus"),
-        teacher=Located(identity=lab.teacher_digest, where=model_folder(lab.teacher)),
+        query_tokens=tokens(lab.store, _teacher(lab), data, name),
+        passage_tokens=tokens(lab.store, _teacher(lab), lab.data, "corpus"),
+        teacher=Located(identity=lab.teacher_digest, where=model_folder(_teacher(lab))),
         max_length=lab.cfg.teacher.max_length,
         precision=lab.precision,
     )
@@ -271,8 +292,13 @@ def recovered(lab: Lab) -> Artifact:
     )
 
 
-def teacher_run(lab: Lab, before: Artifact) -> tuple[Artifact, str]:
-    """The teacher on the test queries: its own search, or for a reranker the candidates of BM25 and the start."""
+def teacher_run(lab: Lab, before: Artifact) -> tuple[Artifact, str] | None:
+    """The teacher on the test queries: its own search, or for a reranker the candidates of BM25 and the start.
+
+    None for ready-made scores.
+    """
+    if lab.teacher is None:
+        return None
     depth = lab.cfg.evaluation.depth
     if isinstance(lab.cfg.teacher, BiEncoderTeacher):
         return retrieve(

@@ -39,13 +39,10 @@ def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[s
     passages = vectors(lab.store, student, lab.data, "corpus", lab.precision, "after")
     after = retrieve(lab, student, lab.data, "queries/test", k=depth, label="after")
     before = retrieve(lab, lab.start, lab.data, "queries/test", k=depth, label="before")
-    ceiling, how = teacher_run(lab, before)
-    runs = {
-        "bm25": bm25(lab, lab.data, "queries/test", k=depth),
-        "student_before": before,
-        "teacher": ceiling,
-        "student": after,
-    }
+    ceiling = teacher_run(lab, before)
+    runs = {"bm25": bm25(lab, lab.data, "queries/test", k=depth), "student_before": before}
+    runs |= {"teacher": ceiling[0]} if ceiling else {}
+    runs |= {"student": after}
     tables = {name: judge(lab, run, lab.data, "queries/test", LABELS[name]) for name, run in runs.items()}
     index = lab.store.run(build_index, "build index", vectors=passages, data=lab.data, factory=cfg.index)
     verified = lab.store.run(
@@ -65,7 +62,7 @@ def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[s
         "seconds": round(time.monotonic() - began, 1),
         "config": cfg.model_dump(mode="json"),
         "data": _data(lab),
-        "systems": _systems(lab, values, student, how, index),
+        "systems": _systems(lab, values, student, ceiling[1] if ceiling else ""),
         "comparisons": _comparisons(lab, values),
         "queries": values["student"].num_rows,
         "stages": _stages(lab),
@@ -77,7 +74,7 @@ def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[s
             "precision": lab.precision,
             "data_digest": lab.data.id,
             "student": f"{cfg.student.model} ({lab.start.id})",
-            "teacher": f"{cfg.teacher.model} ({lab.teacher.id})",
+            "teacher": f"{cfg.teacher.model} ({lab.teacher.id})" if lab.teacher else cfg.teacher.model,
             "export_difference": verified.metrics["difference"],
         },
         "store": lab.store.root.uri,
@@ -105,20 +102,19 @@ def _data(lab: Lab) -> dict[str, Any]:
     metrics = lab.data.metrics
     counts = {name: metrics.get(name) for name in ("passages", "train", "dev", "test", "unlabelled")}
     notes = list(lab.notes)
-    if layout_of(lab.start).query_max_len != layout_of(lab.start).passage_max_len:
-        notes.append(
-            f"queries are cut at {layout_of(lab.start).query_max_len} tokens, passages at {layout_of(lab.start).passage_max_len}"
-        )
+    layout = layout_of(lab.start)
+    if layout.query_max_len != layout.passage_max_len:
+        notes.append(f"queries are cut at {layout.query_max_len} tokens, passages at {layout.passage_max_len}")
     return {**counts, "warnings": metrics.get("warnings", []), "notes": notes}
 
 
-def _systems(lab: Lab, values: dict[str, pa.Table], student: Artifact, how: str, index: Artifact) -> dict[str, Any]:
+def _systems(lab: Lab, values: dict[str, pa.Table], student: Artifact, how: str) -> dict[str, Any]:
     speed = {
         "student_before": _speed(lab, lab.start),
         "student": _speed(lab, student),
-        "teacher": _speed(lab, lab.teacher),
+        "teacher": _speed(lab, lab.teacher) if lab.teacher else None,
     }
-    models = {"student_before": lab.start, "student": student, "teacher": lab.teacher}
+    models = {"student_before": lab.start, "student": student} | ({"teacher": lab.teacher} if lab.teacher else {})
     about = {
         "bm25": "bm25s, Lucene's formula, k1 1.2, b 0.75, English stems",
         "student_before": _about(lab.start),
@@ -161,7 +157,7 @@ def _speed(lab: Lab, model: Artifact) -> float | None:
 def _comparisons(lab: Lab, values: dict[str, pa.Table]) -> list[dict[str, Any]]:
     found = []
     evaluation = lab.cfg.evaluation
-    for other in ("student_before", "teacher", "bm25"):
+    for other in (name for name in ("student_before", "teacher", "bm25") if name in values):
         for metric in (c for c in values["student"].column_names if c != "query_row"):
             a, b = values["student"][metric].to_numpy(), values[other][metric].to_numpy()
             result = compare(a, b, seed=evaluation.seed, samples=evaluation.samples)

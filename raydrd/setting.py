@@ -28,6 +28,16 @@ class CrossEncoderTeacher(Frozen):
     max_length: int = Field(512, ge=8, le=514, description="tokens of a pair, cut longest first")
 
 
+class ReadyScores(Frozen):
+    """No model: the scores in `data.scores` teach, and the passages they are for are the candidates."""
+
+    kind: Literal["scores"] = "scores"
+
+    @property
+    def model(self) -> str:
+        return "ready-made scores"
+
+
 class Recover(Frozen):
     """Before the method: a cut student learns to give its uncut original's vectors again."""
 
@@ -66,7 +76,7 @@ class Setting(Frozen):
     name: str | None = Field(None, description="of the run folder; none: the config's file name")
     data: Data
     student: Student
-    teacher: BiEncoderTeacher | CrossEncoderTeacher = Field(discriminator="kind")
+    teacher: BiEncoderTeacher | CrossEncoderTeacher | ReadyScores = Field(discriminator="kind")
     recover: Recover | None = None
     queries: MadeQueries = MadeQueries()
     candidates: Candidates = Candidates()

@@ -18,7 +18,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from raydrd.config import Frozen
-from raydrd.flow import Lab, learn, mine, recovered, teach, tokens
+from raydrd.flow import Lab, learn, recovered, scored_candidates, tokens
 from raydrd.lists import GradedList
 from raydrd.objectives import Ordered
 from raydrd.setting import Setting
@@ -45,8 +45,7 @@ class Config(Setting):
 def run(cfg: Config, lab: Lab) -> Artifact:
     """The distilled student."""
     student = recovered(lab)
-    candidates = mine(lab, student)  # once: the pool is not refreshed between steps
-    scored = teach(lab, candidates, lab.train_data, "queries/train")
+    scored = scored_candidates(lab, student)  # once: the pool is not refreshed between steps
     for number, step in enumerate(cfg.curriculum, 1):
         label = f"step {number}: {step.lists.graded}/{step.lists.hard}/{step.lists.rest}"
         lists = lab.store.run(assemble, f"lists of {label}", scored=scored, data=lab.train_data, rule=step.lists)

@@ -77,8 +77,9 @@ def adopt(work: Work, *, source: Located, layout: Layout, layers: int | list[int
         parameters = sum(p.numel() for p in model.parameters())
         return {
             **describe(folder),
-            "rows": parameters,
-            "unit": "parameters",
+            "rows": 1,
+            "unit": "model",
+            "parameters": parameters,
             "width": model.passage.width,
             "layers": int(model.passage.backbone.config.num_hidden_layers),
         }

@@ -51,7 +51,7 @@ def load(work: Work, *, data: Located) -> dict[str, Any]:
     return {**metrics, "unit": "rows"}
 
 
-def report_load(data: Artifact) -> list[str]:
+def report_load(data: Artifact) -> None:
     """What the collection holds and what to know about it, one line each; the same whether made or reused."""
     metrics = data.metrics
     counts = ", ".join(
@@ -63,7 +63,6 @@ def report_load(data: Artifact) -> list[str]:
         lines += [f"    {line}" for line in metrics.get("warnings", [])[:10]]
     for line in lines:
         say(line)
-    return lines
 
 
 @stage(version=1)

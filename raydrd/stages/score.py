@@ -10,9 +10,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raydrd.batching import SpecialTokens, token_batches
-from raydrd.parts import Parts, TokenReader, VectorReader
+from raydrd.parts import Parts, TokenReader, VectorReader, part_name
 from raydrd.precision import Precision
 from raydrd.stages.adopt import tokenizer_digest
+from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of, pending
 from raydrd.storage import Folder
 from raydrd.store import Artifact, Located, Work, stage
@@ -118,12 +119,12 @@ def score_pairs(
     precision: Precision,
 ) -> dict[str, Any]:
     """Candidates with a cross-encoder's logits. `teacher.where` is the folder of its files."""
-    table = parts_of(candidates)
+    pool = parts_of(candidates)
     results = work.cluster.map(
         PairScorer,
         {
             "model": teacher.where,
-            "candidates": table,
+            "candidates": pool,
             "queries": parts_of(query_tokens),
             "passages": parts_of(passage_tokens),
             "out": work.shards,
@@ -131,14 +132,14 @@ def score_pairs(
             "precision": precision,
             "tokens_per_batch": work.cluster.resources.tokens_per_batch,
         },
-        pending(work, table.rows, QUERIES_PER_SHARD, "parquet"),
+        pending(work, pool.rows, QUERIES_PER_SHARD, "parquet"),
         label=work.label,
         unit="queries",
         marks=work.shards / "attempts",
-        inline=table.rows <= 32,
+        inline=pool.rows <= 32,
     )
     pairs, busy = sum(r["pairs"] for r in results), sum(r["busy_seconds"] for r in results)
-    return {"rows": table.rows, "unit": "queries", "pairs": pairs, "per_second": pairs / busy if busy else None}
+    return {"rows": pool.rows, "unit": "queries", "pairs": pairs, "per_second": pairs / busy if busy else None}
 
 
 class VectorScorer:
@@ -163,25 +164,25 @@ class VectorScorer:
 @stage(version=1)
 def score_vectors(work: Work, *, candidates: Artifact, queries: Artifact, passages: Artifact) -> dict[str, Any]:
     """Candidates with a bi-encoder teacher's inner products."""
-    table = parts_of(candidates)
+    pool = parts_of(candidates)
     results = work.cluster.map(
         VectorScorer,
-        {"candidates": table, "queries": parts_of(queries), "passages": parts_of(passages), "out": work.shards},
-        pending(work, table.rows, 4096, "parquet"),
+        {"candidates": pool, "queries": parts_of(queries), "passages": parts_of(passages), "out": work.shards},
+        pending(work, pool.rows, 4096, "parquet"),
         label=work.label,
         unit="queries",
         marks=work.shards / "attempts",
-        inline=table.rows <= 20_000,
+        inline=pool.rows <= 20_000,
         models=False,
     )
-    return {"rows": table.rows, "unit": "queries", "pairs": sum(r["pairs"] for r in results)}
+    return {"rows": pool.rows, "unit": "queries", "pairs": sum(r["pairs"] for r in results)}
 
 
 @stage(version=1)
 def rerank(work: Work, *, scored: Artifact, k: int) -> dict[str, Any]:
     """Candidates in the teacher's order: what searching with the teacher over these candidates would give."""
-    table = parts_of(scored)
-    for part, rows in table.each():
+    found = parts_of(scored)
+    for part, rows in found.each():
         docs, teacher = rows["doc_rows"].to_pylist(), rows["teacher_scores"].to_pylist()
         ordered = [
             sorted(zip(d, t, strict=True), key=lambda pair: (-pair[1], pair[0]))[:k] for d, t in zip(docs, teacher, strict=True)
@@ -191,4 +192,24 @@ def rerank(work: Work, *, scored: Artifact, k: int) -> dict[str, Any]:
             schema=SCORED.remove(3),
         )
         work.shards.write_table(part.name, out)
-    return {"rows": table.rows, "unit": "queries"}
+    return {"rows": found.rows, "unit": "queries"}
+
+
+@stage(version=1)
+def take_scores(work: Work, *, data: Artifact) -> dict[str, Any]:
+    """The ready-made teacher scores that came with the collection: each query's scored passages are its candidates.
+
+    Passages by descending score, ties by row; the retriever's own score is not known and set to the teacher's.
+    """
+    given = table(data, "scores/train")
+    rows = pa.concat_tables(part for _, part in given.each())
+    query_rows, doc_rows = rows["query_row"].to_numpy(), rows["doc_row"].to_numpy()
+    scores = rows["score"].to_numpy().astype(np.float32)
+    order = np.lexsort((doc_rows, -scores, query_rows))
+    queries, starts = np.unique(query_rows[order], return_index=True)
+    offsets = pa.array(np.append(starts, len(order)), pa.int32())
+    docs = pa.ListArray.from_arrays(offsets, pa.array(doc_rows[order], pa.int64()))
+    teacher = pa.ListArray.from_arrays(offsets, pa.array(scores[order]))
+    out = pa.table([pa.array(queries, pa.int64()), docs, teacher, teacher], schema=SCORED)
+    work.shards.write_table(part_name(0, out.num_rows, "parquet"), out)
+    return {"rows": out.num_rows, "unit": "queries", "pairs": len(order)}

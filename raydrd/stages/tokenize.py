@@ -17,7 +17,7 @@ from raydrd.tables import TOKENS
 # Longer texts are cut here; every maximum length in use must be at most this (checked by `max_length` users).
 MOST_TOKENS = 512
 # Below this many texts an actor's start takes longer than the work.
-FEW_TEXTS = 5000
+FEW_TEXTS = 20_000
 
 
 class Tokenizer:

@@ -60,7 +60,8 @@ class Ranks:
             parts = [torch.empty_like(tensor) for _ in range(self.world)]
             dist.all_gather(parts, tensor.contiguous())
             return torch.cat(parts)
-        return _Gather.apply(tensor)  # type: ignore[no-any-return]
+        gathered: Tensor = _Gather.apply(tensor)
+        return gathered
 
     def sums(self, counts: dict[str, float]) -> dict[str, float]:
         """Named numbers added over ranks."""

@@ -244,10 +244,11 @@ class Step:
         vectors = {role: found.requires_grad_() for role, found in vectors.items()}
         losses = self.objective(vectors, batch, self.comm)
         self._total(losses, counts).backward()
+        gradients: dict[str, Any] = {role: found.grad for role, found in vectors.items()}
         for group, seed in zip(cut, seeds, strict=True):
             torch.manual_seed(seed)
             surrogate = [
-                (v * vectors[role].grad[torch.from_numpy(places).to(self.device)]).sum()
+                (v * gradients[role][torch.from_numpy(places).to(self.device)]).sum()
                 for (role, places), v in zip(group, self._forward(batch.rows, group), strict=True)
             ]
             torch.stack(surrogate).sum().backward()

@@ -1,0 +1,89 @@
+"""Rows are found by their number, however a table was cut into files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raydrd.parts import Parts, TokenReader, VectorReader, found_ranges, part_name, ranges
+from raydrd.storage import Folder
+from raydrd.tables import CORPUS, TOKENS, check, vectors
+
+CUTS = [(0, 4), (4, 5), (5, 12)]
+
+
+def _write(folder: Folder, cuts: list[tuple[int, int]], table: pa.Table, ending: str) -> Parts:
+    for lo, hi in cuts:
+        name = part_name(lo, hi, ending)
+        piece = table.slice(lo, hi - lo)
+        folder.write_arrow(name, piece) if ending == "arrow" else folder.write_table(name, piece)
+    return Parts.of(folder, list(folder.files()))
+
+
+def test_names_hold_the_rows() -> None:
+    assert part_name(0, 8192, "arrow") == "part-000000000000-000000008192.arrow"
+    names = [part_name(10**12 - 1, 10**12, "parquet"), part_name(0, 3, "arrow"), "shards/" + part_name(3, 9, "parquet")]
+    assert found_ranges([*names, "part-1.parquet", "attempts/x", "part-0-3.csv"]) == [(0, 3), (3, 9), (10**12 - 1, 10**12)]
+    assert ranges(10, 4) == [(0, 4), (4, 8), (8, 10)] and ranges(0, 4) == [] and ranges(4, 4) == [(0, 4)]
+
+
+def test_rows_that_are_missing_or_there_twice_are_refused(tmp_path: Path) -> None:
+    folder = Folder.of(tmp_path)
+    for cuts in ([(0, 3), (4, 5)], [(0, 3), (2, 5)], [(1, 3)], [(0, 3), (0, 3)]):
+        with pytest.raises(ValueError, match="do not follow one another"):
+            Parts.of(folder, [f"{n}/{part_name(lo, hi, 'arrow')}" for n, (lo, hi) in enumerate(cuts)])
+    assert Parts.of(folder, []).rows == 0
+
+
+@pytest.mark.parametrize("ending", ["arrow", "parquet"])
+def test_slices_and_places(tmp_path: Path, ending: str) -> None:
+    table = pa.table({"doc_id": [f"d{n}" for n in range(12)], "text": [str(n) for n in range(12)]}, schema=CORPUS)
+    parts = _write(Folder.of(tmp_path), CUTS, table, ending)
+    assert parts.rows == 12
+    for lo in range(12):
+        for hi in range(lo + 1, 13):
+            assert parts.slice(lo, hi)["text"].to_pylist() == [str(n) for n in range(lo, hi)]
+    with pytest.raises(ValueError, match="outside the 12"):
+        parts.slice(12, 20)
+    assert parts.locate(np.array([0, 3, 4, 5, 11])).tolist() == [0, 0, 1, 2, 2]
+    for row in (-1, 12):
+        with pytest.raises(IndexError, match="outside the 12"):
+            parts.locate(np.array([0, row]))
+    assert [t.num_rows for _, t in parts.each()] == [4, 1, 7]
+
+
+def test_token_ids_by_row(tmp_path: Path) -> None:
+    texts = [list(range(n, n + n % 4)) for n in range(12)]  # some are empty
+    table = pa.table({"ids": pa.array(texts, TOKENS.field("ids").type)}, schema=TOKENS)
+    reader = TokenReader(_write(Folder.of(tmp_path), CUTS, table, "arrow"))
+    rows = np.array([11, 0, 4, 4, 5, 3])
+    assert [found.tolist() for found in reader.take(rows)] == [texts[r] for r in rows]
+    assert reader.lengths(rows).tolist() == [len(texts[r]) for r in rows]
+    assert reader.take(rows)[0].dtype == np.int32
+    with pytest.raises(IndexError):
+        reader.take(np.array([12]))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_vectors_by_row(tmp_path: Path, dtype: str) -> None:
+    matrix = np.random.default_rng(0).standard_normal((12, 3)).astype(dtype)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), 3)
+    reader = VectorReader(_write(Folder.of(tmp_path), CUTS, pa.table([column], schema=vectors(3, dtype)), "arrow"))
+    rows = np.array([11, 0, 4, 4, 5])
+    assert reader.take(rows).dtype == np.float32
+    np.testing.assert_array_equal(reader.take(rows), matrix[rows].astype(np.float32))
+    np.testing.assert_array_equal(reader.slice(3, 6), matrix[3:6].astype(np.float32))
+    assert reader.part(2).shape == (7, 3) and reader.part(2).dtype == dtype
+    assert not reader.part(2).flags.writeable  # a view of the file
+
+
+def test_a_table_is_checked_at_the_door() -> None:
+    good = pa.table({"text": ["t"], "doc_id": ["d"], "more": [1]})
+    assert check(good, CORPUS, "here").schema == CORPUS
+    with pytest.raises(ValueError, match=r"here: column 'text' is missing"):
+        check(good.drop_columns("text"), CORPUS, "here")
+    with pytest.raises(ValueError, match="here: "):
+        check(pa.table({"ids": [["x"]]}), TOKENS, "here")
