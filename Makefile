@@ -37,7 +37,7 @@ clean:
 # A stamp is written when an install has succeeded: the next call does not install again.
 $(VENV)/.torch: constraints.txt
 	@set -e; \
-	for python in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
+	for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python); do \
 	    if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$python"; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \

@@ -20,6 +20,7 @@ from uuid import uuid4
 
 from raydrd.config import Resources
 from raydrd.errors import InputError, StageError
+from raydrd.precision import local_gpu
 from raydrd.progress import bar
 from raydrd.storage import Folder
 
@@ -79,6 +80,16 @@ class Cluster:
     def is_local(self) -> bool:
         """No other machine takes part."""
         return not self.uses_ray or _address(self.resources.ray) == "local"
+
+    @property
+    def has_gpu(self) -> bool:
+        """Workers may get a GPU: found without starting a local Ray."""
+        if self.is_local:
+            return local_gpu()
+        self.start()
+        import ray
+
+        return bool(ray.cluster_resources().get("GPU", 0) > 0)
 
     def start(self) -> None:
         """Connect to the given address, else start a quiet local Ray; never attach to one found by chance.
@@ -196,7 +207,11 @@ class Cluster:
     def _inline(
         self, worker: type, arguments: dict[str, Any], shards: list[Shard], marks: Folder, models: bool
     ) -> Iterator[dict[str, Any]]:
-        run = worker(**arguments)
+        try:
+            run = worker(**arguments)
+        except Exception as error:
+            yield {"shard": shards[0]["name"], **failure(error)}
+            return
         for shard in shards:
             yield attempt(run, shard)
 
@@ -240,19 +255,19 @@ def attempt(run: Worker, shard: Shard) -> dict[str, Any]:
     began = time.monotonic()
     try:
         result = dict(run(shard))
-    except InputError as error:
-        return {"shard": shard["name"], "rows": int(shard.get("rows", 1)), "error": str(error), "input": True}
     except Exception as error:
-        return {
-            "shard": shard["name"],
-            "rows": int(shard.get("rows", 1)),
-            "error": f"{type(error).__name__}: {error}",
-            "trace": traceback.format_exc(),
-        }
+        return {"shard": shard["name"], "rows": int(shard.get("rows", 1)), **failure(error)}
     result.setdefault("shard", shard["name"])
     result.setdefault("rows", int(shard.get("rows", 1)))
     result["busy_seconds"] = time.monotonic() - began
     return result
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """An error that is being handled, as a value that travels; the user's mistake stays one."""
+    if isinstance(error, InputError):
+        return {"error": str(error), "input": True}
+    return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
 
 
 class Seat:
@@ -274,11 +289,7 @@ class Seat:
             self.run: Worker = worker(**arguments)
         except Exception as error:
             # Raised here it would be retried for ever; kept, every shard reports it and the stage ends.
-            self.error = {
-                "error": f"{type(error).__name__}: {error}" if not isinstance(error, InputError) else str(error),
-                "input": isinstance(error, InputError),
-                "trace": traceback.format_exc(),
-            }
+            self.error = failure(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         shard = dict(batch["item"][0])

@@ -36,7 +36,8 @@ class Resources(Frozen):
     cpus_per_worker: int | None = Field(None, ge=1, description="cores and threads of one actor; none: up to 8")
     gpus_per_worker: float | None = Field(None, ge=0, description="GPUs of one actor, may be a fraction; none: 1 if any")
     tokens_per_batch: int | None = Field(None, ge=64, description="padded tokens a forward pass; none: by device")
-    rows_per_shard: int = Field(8192, ge=1, description="texts a shard when embedding or tokenising")
+    rows_per_shard: int | None = Field(None, ge=1, description="texts an embedding shard; none: 16,384 with a GPU, else 2,048")
+    pairs_per_shard: int | None = Field(None, ge=1, description="pairs a scoring shard; none: 65,536 with a GPU, else 4,096")
     train_workers: int = Field(1, ge=0, description="Ray Train workers; 0 trains in this process")
     per_device_train_batch_size: int | None = Field(None, ge=1, description="queries at once on one device")
     save_seconds: float = Field(60.0, ge=0, description="seconds between checkpoints of the training loop")
@@ -131,9 +132,11 @@ def validate(model: type[T], values: dict[str, Any], where: str) -> T:
 
 
 def _explain(model: type[Frozen], item: Any, where: str) -> str:
-    path = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        known = _fields_at(model, item["loc"][:-1])
+    unknown = item["type"] == "extra_forbidden"
+    parts, owner = _walk(model, item["loc"][:-1] if unknown else item["loc"])
+    path = ".".join([*parts, str(item["loc"][-1])] if unknown else parts)
+    if unknown:
+        known = list(getattr(owner, "model_fields", {}))
         near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(sorted(known))}"
         return f"{where}: {path}: unknown field; {hint}"
@@ -142,23 +145,25 @@ def _explain(model: type[Frozen], item: Any, where: str) -> str:
     return f"{where}: {path}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r})"
 
 
-def _fields_at(model: Any, loc: tuple[Any, ...]) -> list[str]:
-    """Names of the fields of the model found by walking `loc` down from `model`."""
+def _walk(model: Any, loc: tuple[Any, ...]) -> tuple[list[str], Any]:
+    """The path as a config writes it, and the model at its end. Tags of union members are in `loc`, not in the path."""
+    members = [model]
+    parts = []
     for part in loc:
-        if isinstance(part, int):
-            continue
         field = getattr(model, "model_fields", {}).get(part)
-        if field is None:  # the tag of a union member
+        tagged = [m for m in members if field is None and "kind" in m.model_fields and m.model_fields["kind"].default == part]
+        if tagged:
+            model = tagged[0]
             continue
-        model = _frozen_in(field.annotation) or model
-    return list(getattr(model, "model_fields", {}))
+        parts.append(str(part))
+        if field is not None:
+            members = _frozen_in(field.annotation)
+            model = members[0] if members else None
+    return parts, model
 
 
-def _frozen_in(annotation: Any) -> Any:
+def _frozen_in(annotation: Any) -> list[Any]:
+    """The config models that an annotation names."""
     if isinstance(annotation, type) and issubclass(annotation, Frozen):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _frozen_in(inner)
-        if found is not None:
-            return found
-    return None
+        return [annotation]
+    return [found for inner in getattr(annotation, "__args__", ()) for found in _frozen_in(inner)]

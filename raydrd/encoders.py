@@ -88,7 +88,7 @@ def load_tower(path: Path, layout: Layout, role: str, *, trust_remote_code: bool
         local_files_only=True,
         **_without_pooler(folder),
     )
-    dense = nn.ModuleList(_load_dense(path / name) for name in layout.dense)
+    dense = nn.ModuleList(_load_dense(path / name) for name in layout.dense_of(role))
     return Encoder(backbone, layout, dense).eval()
 
 

@@ -10,7 +10,7 @@ from raydrd.data.collect import digest
 from raydrd.errors import InputError
 from raydrd.layout import find_model, folder_digest, read_layout
 from raydrd.objectives import SameVectors
-from raydrd.precision import Precision, local_gpu, resolve
+from raydrd.precision import Precision, resolve
 from raydrd.setting import BiEncoderTeacher, CrossEncoderTeacher, ReadyScores, Setting
 from raydrd.stages.adopt import Model as AnyModel
 from raydrd.stages.adopt import adopt, layout_of, located, model_folder, wanted_layout
@@ -49,17 +49,6 @@ class Lab:
     segments: list[dict[str, Any]] = field(default_factory=list)
 
 
-def resolved_precision(cfg: Setting, store: Store) -> Precision:
-    """What `precision: auto` means where this run's workers are."""
-    gpu = local_gpu()
-    if not store.cluster.is_local:
-        store.cluster.start()
-        import ray
-
-        gpu = ray.cluster_resources().get("GPU", 0) > 0
-    return resolve(cfg.precision, gpu=gpu)
-
-
 def check_setting(cfg: Setting) -> None:
     """What can be refused before anything is read.
 
@@ -85,7 +74,7 @@ def open_lab(cfg: Setting, store: Store) -> Lab:
         InputError: anything wrong with config, data or models; before any model has run.
     """
     check_setting(cfg)
-    precision = resolved_precision(cfg, store)
+    precision = resolve(cfg.precision, gpu=store.cluster.has_gpu)
     student_source = located(cfg.student)
     teacher_source = None if isinstance(cfg.teacher, ReadyScores) else located_teacher(cfg.teacher)
     data = store.run(load, data=load_inputs(cfg))
@@ -95,9 +84,7 @@ def open_lab(cfg: Setting, store: Store) -> Lab:
         raise InputError("data.test_split: there are no test queries; name a split that has judgements")
 
     original_layout = wanted_layout(cfg.student, read_layout(student_source.where))
-    start = store.run(
-        adopt, "student before", source=student_source, layout=original_layout, layers=plain(cfg.student.layers)
-    )
+    start = store.run(adopt, "student before", source=student_source, layout=original_layout, layers=plain(cfg.student.layers))
     original = start
     if cfg.student.layers is not None and cfg.recover is not None:
         original = store.run(adopt, "student uncut", source=student_source, layout=original_layout, layers=None)

@@ -41,6 +41,7 @@ class Layout(Frozen):
     lowercase: bool = False
     towers: Literal["shared", "separate"] = "shared"
     dense: tuple[str, ...] = ()
+    query_dense: tuple[str, ...] = ()
     query_folder: str = ""
     passage_folder: str = ""
 
@@ -53,6 +54,10 @@ class Layout(Frozen):
 
     def max_len(self, role: str) -> int:
         return self.query_max_len if role == "query" else self.passage_max_len
+
+    def dense_of(self, role: str) -> tuple[str, ...]:
+        """Folders of a role's dense layers; two towers have each their own."""
+        return self.query_dense if role == "query" and self.towers == "separate" else self.dense
 
     def folder(self, role: str) -> str:
         return self.query_folder if role == "query" else self.passage_folder
@@ -154,8 +159,8 @@ def read_layout(path: Path) -> Layout:
         query, passage = sides["query"], sides["document"]
     else:
         query = passage = [(module["path"], _kind(module)) for module in modules]
-    chain = _chain(path, passage)
-    if chain != _chain(path, query):
+    chain, other = _chain(path, passage), _chain(path, query)
+    if {**chain, "dense": len(chain["dense"])} != {**other, "dense": len(other["dense"])}:
         raise InputError(f"model {path}: its query and document sides pool differently; not supported")
     limit = _limit(path / passage[0][0])
     return Layout(
@@ -165,6 +170,7 @@ def read_layout(path: Path) -> Layout:
         query_max_len=own.get("query_max_len", limit),
         passage_max_len=own.get("passage_max_len", limit),
         towers="separate" if routed is not None else "shared",
+        query_dense=other["dense"] if routed is not None else (),
         query_folder=query[0][0],
         passage_folder=passage[0][0],
     )

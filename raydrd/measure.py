@@ -24,7 +24,7 @@ def evaluate_model(model: str, data: str, split: str, *, store: str | None, ray:
     from raydrd.data.spec import Data
     from raydrd.flow import vectors
     from raydrd.layout import read_layout
-    from raydrd.precision import local_gpu, resolve
+    from raydrd.precision import resolve
     from raydrd.session import DEFAULT_STORE
     from raydrd.setting import Evaluation
     from raydrd.stages.adopt import Student, adopt, located
@@ -49,7 +49,7 @@ def evaluate_model(model: str, data: str, split: str, *, store: str | None, ray:
         if not table(collection, "queries/test").rows:
             raise InputError(f"{data}: split {split!r} has no judged queries")
         encoder = keep.run(adopt, "model", source=source, layout=read_layout(source.where), layers=None)
-        precision = resolve("auto", gpu=local_gpu())
+        precision = resolve("auto", gpu=cluster.has_gpu)
         passages = vectors(keep, encoder, collection, "corpus", precision, "model")
         queries = vectors(keep, encoder, collection, "queries/test", precision, "model")
         run = keep.run(search, "search", queries=queries, passages=passages, k=settings.depth)

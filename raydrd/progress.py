@@ -49,15 +49,18 @@ class Lines:
 
     def __init__(self, label: str, total: int, unit: str) -> None:
         self.label, self.total, self.unit, self.n, self.extra = label, total, unit, 0.0, ""
-        self.began = self.said = time.monotonic()
+        self.said = time.monotonic()
+        self.first: tuple[float, float] | None = None  # when work was first seen to move, and how far it was
 
     def update(self, n: float = 1) -> None:
         self.n += n
         now = time.monotonic()
-        if now - self.said < LINE_SECONDS or self.n <= 0:
+        if self.first is None and self.n > 0:
+            self.first = (now, self.n)  # the rate leaves out the start of processes
+        if now - self.said < LINE_SECONDS or self.first is None or self.n <= self.first[1]:
             return
         self.said = now
-        rate = self.n / (now - self.began)
+        rate = (self.n - self.first[1]) / (now - self.first[0])
         left = (self.total - self.n) / rate
         print(
             f"  {self.label}: {self.n:,.0f} of {self.total:,} {self.unit}, {per_second(rate)}, {left:,.0f} s left{self.extra}",

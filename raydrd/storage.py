@@ -175,6 +175,18 @@ class Folder:
         }
         return dict(sorted(found.items()))
 
+    def folders(self) -> list[str]:
+        """Names of the folders right here, sorted."""
+        fs, path = self._at("")
+        selector = pafs.FileSelector(path.rstrip("/"), recursive=False, allow_not_found=True)
+        return sorted(info.base_name for info in fs.get_file_info(selector) if info.type == pafs.FileType.Directory)
+
+    def delete_file(self, name: str) -> None:
+        """Remove one file; nothing happens if it is not there."""
+        fs, path = self._at(name)
+        if self.exists(name):
+            fs.delete_file(path)
+
     def delete(self) -> None:
         """Remove the folder and all that is in it; nothing happens if it is not there."""
         fs, path = self._at("")

@@ -231,11 +231,12 @@ class Store:
 
     def _differences(self, name: str, identity: dict[str, Any]) -> list[str]:
         """What differs from the nearest finished result of the same stage: why something is made anew."""
-        finished = [n for n in (self.root / name).files() if n.count("/") == 1 and n.endswith(f"/{MANIFEST}")]
+        kept = self.root / name
+        finished = [folder for folder in kept.folders() if (kept / folder).exists(MANIFEST)]
         here = _flat(identity)
         nearest: list[str] | None = None
-        for path in finished[:200]:
-            other = _flat((self.root / name).read_json(path), only=("stage", "version", "inputs"))
+        for folder in finished[:200]:
+            other = _flat((kept / folder).read_json(MANIFEST), only=("stage", "version", "inputs"))
             lines = [
                 f"{key}: {other.get(key, 'absent')} -> {here.get(key, 'absent')}"
                 for key in sorted({*here, *other})

@@ -53,7 +53,7 @@ def run(cfg: Config, lab: Lab) -> Artifact:
             lab,
             student,
             label,
-            lambda start=student, lists=lists, step=step: lab.store.run(  # type: ignore[misc]
+            lambda start=student, lists=lists, step=step, label=label: lab.store.run(  # type: ignore[misc]
                 train,
                 f"train {label}",
                 start=start,

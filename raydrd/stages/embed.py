@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -33,23 +35,23 @@ class Embedder:
         storage: str,
         tokens_per_batch: int | None,
     ) -> None:
-        import torch
         from transformers import AutoTokenizer
 
-        from raydrd.devices import inference, this_device
+        from raydrd.devices import TOKENS_PER_BATCH, inference, keep_freed_memory, prepare, this_device
         from raydrd.encoders import load_tower
         from raydrd.layout import read_layout
 
         path = model.local_folder()
         layout = read_layout(path)
         self.device = this_device()
+        keep_freed_memory()
         self.tower = load_tower(path, layout, role).to(self.device)
+        prepare(self.tower.backbone, precision)
         self.special = SpecialTokens.of(AutoTokenizer.from_pretrained(path / layout.folder(role), local_files_only=True))
         self.max_len = layout.max_len(role)
-        self.budget = tokens_per_batch or (65_536 if self.device.type == "cuda" else 4096)
+        self.budget = tokens_per_batch or TOKENS_PER_BATCH[self.device.type]
         self.tokens, self.out, self.storage = TokenReader(tokens), out, storage
-        self.inference = lambda: inference(self.device, precision)
-        self.torch = torch
+        self.inference: Callable[[], AbstractContextManager[None]] = lambda: inference(self.device, precision)
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
         """Vectors [len(rows), D] of these texts, float32."""
@@ -91,7 +93,7 @@ def embed(
             "storage": storage,
             "tokens_per_batch": resources.tokens_per_batch,
         },
-        pending(work, store.rows, resources.rows_per_shard),
+        pending(work, store.rows, resources.rows_per_shard or (16_384 if work.cluster.has_gpu else 2048)),
         label=work.label,
         unit="texts",
         marks=work.shards / "attempts",

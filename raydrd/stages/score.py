@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,13 @@ from raydrd.storage import Folder
 from raydrd.store import Artifact, Located, Work, stage
 from raydrd.tables import SCORED
 
-QUERIES_PER_SHARD = 256  # x 100 candidates: a shard of some 25,000 pairs, minutes of a cross-encoder on a CPU
+
+
+def queries_per_shard(work: Work, candidates: Parts) -> int:
+    """Shards of half a minute or so: what a killed run loses at most, and how often the bar moves."""
+    pairs = work.cluster.resources.pairs_per_shard or (65_536 if work.cluster.has_gpu else 4096)
+    depth = len(candidates.slice(0, 1, ["doc_rows"])["doc_rows"][0])
+    return max(1, pairs // max(1, depth))
 
 
 def flat(candidates: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -69,9 +77,10 @@ class PairScorer:
         precision: Precision,
         tokens_per_batch: int | None,
     ) -> None:
+        from torch import nn
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        from raydrd.devices import inference, this_device
+        from raydrd.devices import TOKENS_PER_BATCH, inference, keep_freed_memory, prepare, this_device
         from raydrd.errors import InputError
 
         path = model.local_folder()
@@ -79,14 +88,18 @@ class PairScorer:
         self.model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True, local_files_only=True)
         if self.model.config.num_labels != 1:
             raise InputError(f"teacher: it has {self.model.config.num_labels} outputs, a reranker has 1; choose another model")
+        keep_freed_memory()
         self.model = self.model.float().eval().to(self.device)
+        # The layer that gives the logit, whatever the family calls it.
+        last = tuple(m for m in self.model.modules() if isinstance(m, nn.Linear) and m.out_features == 1)
+        prepare(self.model, precision, exact=last)
         self.special = SpecialTokens.of(AutoTokenizer.from_pretrained(path, local_files_only=True))
         limit = self.special.max_length or max_length
         self.max_length = min(max_length, limit)
-        self.budget = tokens_per_batch or (65_536 if self.device.type == "cuda" else 4096)
+        self.budget = tokens_per_batch or TOKENS_PER_BATCH[self.device.type]
         self.candidates, self.out = candidates, out
         self.queries, self.passages = TokenReader(queries), TokenReader(passages)
-        self.inference = lambda: inference(self.device, precision)
+        self.inference: Callable[[], AbstractContextManager[None]] = lambda: inference(self.device, precision)
 
     def scores(self, query_rows: NDArray[np.int64], doc_rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Raw logits [pairs] of these pairs."""
@@ -132,7 +145,7 @@ def score_pairs(
             "precision": precision,
             "tokens_per_batch": work.cluster.resources.tokens_per_batch,
         },
-        pending(work, pool.rows, QUERIES_PER_SHARD, "parquet"),
+        pending(work, pool.rows, queries_per_shard(work, pool), "parquet"),
         label=work.label,
         unit="queries",
         marks=work.shards / "attempts",

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from raydrd.cluster import Cluster, available_cores, quiet_ray
-from raydrd.errors import StageError
+from raydrd.errors import InputError, StageError
 from raydrd.objectives import Objective
 from raydrd.precision import Precision
 from raydrd.progress import bar
@@ -17,6 +17,8 @@ from raydrd.stages.shards import parts_of
 from raydrd.store import Artifact, Work, stage
 from raydrd.training.plan import TrainConfig
 from raydrd.training.sources import ListExamples, TextExamples
+
+ERROR = "error.json"  # what a worker could not do, in words; kept where the driver finds it
 
 
 @stage(version=1)
@@ -85,12 +87,15 @@ def _run(
         tokens_per_batch=resources.tokens_per_batch,
         save_seconds=resources.save_seconds,
     )
+    job.scratch.delete_file(ERROR)
     steps = config.steps(examples_count)
     with bar(work.label, steps, "steps") as shown, Watch(job, shown):
         if not work.cluster.uses_ray or resources.train_workers == 0:
             worker({"job": job, "threads": available_cores(), "alone": True})
         else:
             on_ray(work.cluster, job)
+    if job.scratch.exists(ERROR):
+        raise StageError(f"{work.label}: {job.scratch.read_json(ERROR)['error']}")
     if not work.folder.exists("curve.json"):
         raise StageError(f"{work.label}: training ended without a model")
     curve = work.folder.read_json("curve.json")
@@ -138,14 +143,23 @@ def worker(setup: dict[str, Any]) -> None:
     torch.set_num_threads(setup["threads"])
     keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    job = setup["job"]
+    comm: Alone | Ranks
     if setup.get("alone"):
-        train_loop(setup["job"], Alone(), this_device())
-        return
-    from ray.train import get_context
-    from ray.train.torch import get_device
+        device, comm = this_device(), Alone()
+    else:
+        from ray.train import get_context
+        from ray.train.torch import get_device
 
-    device = get_device()
-    train_loop(setup["job"], Ranks(device) if get_context().get_world_size() > 1 else Alone(), device)
+        device = get_device()
+        comm = Ranks(device) if get_context().get_world_size() > 1 else Alone()
+    try:
+        train_loop(job, comm, device)
+    except ValueError as error:
+        # Trying again would end the same way; a crash below Python, or a lost process, is what restarts are for.
+        job.scratch.write_json(ERROR, {"error": str(error)})
+        if comm.world > 1:
+            raise  # the other ranks wait for this one
 
 
 def on_ray(cluster: Cluster, job: Any) -> None:
@@ -165,6 +179,8 @@ def on_ray(cluster: Cluster, job: Any) -> None:
     total = ray.cluster_resources()
     gpu = total.get("GPU", 0) >= resources.train_workers and resources.gpus_per_worker != 0
     free = max(1, int(total.get("CPU", 1)) - 1)
+    if resources.train_workers > free and not gpu:
+        raise InputError(f"resources.train_workers: {resources.train_workers} workers need as many cores, {free} are free")
     cpus = 1 if gpu else min(resources.cpus_per_worker or free, max(1, free // resources.train_workers))
     # A name of its own for each attempt: the loop's checkpoints are ours, Ray's own state would only go stale.
     storage = (job.scratch / "ray").uri if job.scratch.is_local else None
@@ -174,7 +190,7 @@ def on_ray(cluster: Cluster, job: Any) -> None:
         scaling_config=ScalingConfig(
             num_workers=resources.train_workers, use_gpu=gpu, resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})}
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # its annotation is Train v1's, at run time it is v2's
             name=f"attempt-{uuid4().hex[:8]}",
             storage_path=storage,
             failure_config=FailureConfig(max_failures=3),
@@ -184,4 +200,5 @@ def on_ray(cluster: Cluster, job: Any) -> None:
     try:
         trainer.fit()
     except Exception as error:  # Ray wraps the worker's error in its own classes, which change between versions
-        raise StageError(f"training failed: {error}") from error
+        if not job.scratch.exists(ERROR):
+            raise StageError(f"training failed: {error}") from error

@@ -30,7 +30,7 @@ def save(folder: Folder, *, step: int, model: nn.Module, optimizer: torch.optim.
     folder.write_bytes(_name(step), data)
     for name, at in _found(folder):
         if at < step:
-            (folder / name).delete() if not folder.is_local else folder.local(name).unlink(missing_ok=True)
+            folder.delete_file(name)
 
 
 def latest(folder: Folder) -> int:

@@ -60,7 +60,7 @@ class Ranks:
             parts = [torch.empty_like(tensor) for _ in range(self.world)]
             dist.all_gather(parts, tensor.contiguous())
             return torch.cat(parts)
-        gathered: Tensor = _Gather.apply(tensor)
+        gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
         return gathered
 
     def sums(self, counts: dict[str, float]) -> dict[str, float]:
