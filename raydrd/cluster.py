@@ -177,8 +177,8 @@ class Cluster:
     ) -> list[dict[str, Any]]:
         """Run `worker(**arguments)(shard)` for every shard; the results, in order of completion.
 
-        Each shard has `name`, and `rows` for the progress bar. `inline` runs in this process where no other machine
-        takes part (tiny inputs are done before an actor has started). `models=False` asks for no GPU.
+        Each shard has `name`, and `rows` for the progress bar. `inline` (tiny inputs, done before an actor has started) runs
+        in this process, unless a model would miss the GPUs of a cluster. `models=False` asks for no GPU.
 
         Raises:
             StageError: shards failed; names the first and its error. The others were finished before it is raised.
@@ -186,7 +186,8 @@ class Cluster:
         if not shards:
             return []
         total = sum(int(shard.get("rows", 1)) for shard in shards)
-        run = self._inline if not self.uses_ray or (inline and self.is_local) else self._on_ray
+        here = not self.uses_ray or (inline and (self.is_local or not models or not self.has_gpu))
+        run = self._inline if here else self._on_ray
         results: list[dict[str, Any]] = []
         errors: list[dict[str, Any]] = []
         with bar(label, total, unit) as shown:

@@ -17,6 +17,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("RAY_ADDRESS", None)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait for one another cost more than they give
 # Actors and programs that tests start import `tests` and `raydrd` from here too.
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
 

@@ -199,7 +199,9 @@ def test_a_running_ray_is_used_only_if_it_was_named(monkeypatch: pytest.MonkeyPa
 
 def test_an_address_that_does_not_answer_is_the_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     _pretend_ray(monkeypatch, ConnectionError("refused"))
-    with pytest.raises(InputError, match=r"ray: 'nowhere:1' does not answer \(refused\); start Ray there, or set resources.ray"):
+    with pytest.raises(
+        InputError, match=r"ray: 'nowhere:1' does not answer \(refused\); start Ray there, or set resources.ray"
+    ):
         Cluster(Resources(ray="nowhere:1")).start()
 
 

@@ -40,7 +40,9 @@ def given(work: Work, *, name: str, parts: Any, metrics: Any) -> dict[str, Any]:
     """Tables made by a test, as an artifact."""
     for lo, hi, piece in parts.where:
         arrow = "vector" in piece.column_names
-        (work.shards.write_arrow if arrow else work.shards.write_table)(part_name(lo, hi, "arrow" if arrow else "parquet"), piece)
+        (work.shards.write_arrow if arrow else work.shards.write_table)(
+            part_name(lo, hi, "arrow" if arrow else "parquet"), piece
+        )
     return dict(metrics)
 
 
@@ -209,7 +211,9 @@ def test_search_is_exact_with_ties_by_row_whatever_the_blocks(
     # Small integers: their products are exact in any order of summation, and tie by the dozen.
     queries, passages = rng.integers(-2, 3, (11, 4)), rng.integers(-2, 3, (130, 4))
     monkeypatch.setattr(search_stage, "QUERY_BLOCK", block)
-    made = store.run(search, queries=put_vectors(store, "q", queries, 4), passages=put_vectors(store, "p", passages, part), k=20)
+    made = store.run(
+        search, queries=put_vectors(store, "q", queries, 4), passages=put_vectors(store, "p", passages, part), k=20
+    )
     found = whole(made)
     assert found.schema == CANDIDATES
     values, rows = _stable((queries @ passages.T).astype(np.float32), 20)
@@ -221,7 +225,9 @@ def test_search_is_exact_with_ties_by_row_whatever_the_blocks(
 def test_search_of_real_vectors_and_of_fewer_passages_than_k(store: Store) -> None:
     rng = np.random.default_rng(1)
     queries, passages = rng.standard_normal((9, 16)), rng.standard_normal((30, 16))
-    made = whole(store.run(search, queries=put_vectors(store, "q", queries), passages=put_vectors(store, "p", passages, 7), k=99))
+    made = whole(
+        store.run(search, queries=put_vectors(store, "q", queries), passages=put_vectors(store, "p", passages, 7), k=99)
+    )
     values, rows = _stable((queries.astype(np.float32) @ passages.astype(np.float32).T), 99)
     np.testing.assert_array_equal(np.array(made["doc_rows"].to_pylist()), rows)
     np.testing.assert_allclose(np.array(made["scores"].to_pylist()), values, atol=1e-5)
@@ -488,7 +494,9 @@ def _verify(store: Store, model: Artifact, data: Artifact) -> Artifact:
     )
 
 
-@pytest.mark.parametrize("changes", [{}, {"towers": "separate", "query_prompt": "how "}, {"pooling": "cls", "normalize": False}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"towers": "separate", "query_prompt": "how "}, {"pooling": "cls", "normalize": False}]
+)
 def test_an_export_that_does_what_was_measured_passes(store: Store, toy: Path, changes: dict[str, Any]) -> None:
     data, model = open_data(store, toy / "data"), open_model(store, toy / "student", **copy.deepcopy(changes))
     made = _verify(store, model, data)

@@ -169,9 +169,7 @@ def test_a_writer_killed_in_the_middle_leaves_nothing_to_read(folder: Folder) ->
     assert folder.read_bytes("half") == b"whole now"
 
 
-def test_a_remote_file_is_fetched_once_to_this_node(
-    object_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_remote_file_is_fetched_once_to_this_node(object_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYDRD_CACHE", str(tmp_path / "node"))
     assert cache_home() == tmp_path / "node"
     remote = Folder.of(object_store) / "fetched"

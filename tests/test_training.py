@@ -79,8 +79,6 @@ def make_job(home: Path, *, dropout: float = 0.0, objective: Any = None, kind: s
 
 def gradients(job: Job, *, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Gradients and losses of the first step, by the loop's own parts."""
-    from transformers import AutoTokenizer  # noqa: F401  (loaded here so that its import is not timed)
-
     from raydrd.encoders import load_biencoder
     from raydrd.layout import read_layout
     from raydrd.parts import TokenReader
@@ -100,7 +98,7 @@ def gradients(job: Job, *, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, 
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], atol: float) -> None:
     assert a.keys() == b.keys() and a
     for name in a:
-        torch.testing.assert_close(a[name], b[name], atol=atol, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(a[name], b[name], atol=atol, rtol=5 * atol, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def weights(job: Job) -> dict[str, Tensor]:
@@ -319,11 +317,11 @@ def test_a_run_that_dies_goes_on_to_the_very_same_weights(
     calm = make_job(tmp_path / "calm", kind=kind, objective=objective, dropout=0.1)
     train_loop(calm, Alone(), CPU)
     job = replace(make_job(tmp_path / "hit", kind=kind, objective=objective, dropout=0.1), save_seconds=0.0)
-    backward, done = Step.backward, []
+    backward, done, limit = Step.backward, [], [stop]
 
     def dies(self: Step, source: Any, mine: Any) -> dict[str, float]:
         done.append(mine.tolist())
-        if len(done) == stop + 1:
+        if len(done) > limit[0]:
             raise MemoryError("killed")
         return backward(self, source, mine)
 
@@ -335,18 +333,12 @@ def test_a_run_that_dies_goes_on_to_the_very_same_weights(
     assert [n for n in job.scratch.files() if n.startswith("checkpoint")] == [f"checkpoint-{stop:09d}.safetensors"]
     torch.manual_seed(99)
     done.clear()
-    stop = 99
+    limit[0] = 99
     train_loop(job, Alone(), CPU)
-    assert len(done) == 6 - len(done) + len(done) - checkpoint_step(job, done)
+    order = [batch_of(n, seed=job.config.seed, examples=len(job.examples.open()), size=6).tolist() for n in range(6)]
+    assert done == order[stop:]  # the steps that were missing, and no others
     assert all(torch.equal(weights(calm)[n], weights(job)[n]) for n in weights(calm))
     assert job.out.read_json("curve.json") == calm.out.read_json("curve.json")
-
-
-def checkpoint_step(job: Job, done: list[Any]) -> int:
-    """The step that a resumed run began at, told from the examples it asked for first."""
-    config, count = job.config, len(job.examples.open())
-    firsts = [batch_of(s, seed=config.seed, examples=count, size=config.train_batch_size).tolist() for s in range(6)]
-    return firsts.index(done[0])
 
 
 def test_a_checkpoint_holds_weights_moments_and_curve(tmp_path: Path) -> None:

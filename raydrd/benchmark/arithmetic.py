@@ -48,7 +48,7 @@ class Cost:
         return float((tokens * (2.0 * self.parameters + 4.0 * tokens * self.width * self.layers)).sum())
 
 
-def peak(device: torch.device, precision: Precision, shapes: list[tuple[int, int, int]], *, seconds: float = 0.4) -> float:
+def peak(device: torch.device, precision: Precision, shapes: list[tuple[int, int, int]], *, seconds: float = 0.25) -> float:
     """FLOP/s of a plain torch matmul, the best try of all shapes (m, k, n): what the machine gives a model at most."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     best = 0.0

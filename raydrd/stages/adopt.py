@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
 from raydrd.config import Frozen
-from raydrd.layout import Layout, file_digest, find_model, folder_digest, read_layout
+from raydrd.layout import Layout, describe, find_model, folder_digest, read_layout
 from raydrd.storage import Folder
 from raydrd.store import Artifact, Located, Work, stage
 
@@ -83,33 +81,6 @@ def adopt(work: Work, *, source: Located, layout: Layout, layers: int | list[int
             "width": model.passage.width,
             "layers": int(model.passage.backbone.config.num_hidden_layers),
         }
-
-
-def describe(folder: Path) -> dict[str, Any]:
-    """What the planner must know about a model folder without loading it."""
-    return {
-        "tokenizer": tokenizer_digest(folder),
-        "layout": read_layout(folder).model_dump(mode="json"),
-        "size_mb": sum(p.stat().st_size for p in folder.rglob("*.safetensors")) / 1e6,
-    }
-
-
-def tokenizer_digest(folder: Path) -> str:
-    """sha256 of the files that decide which ids a text gets (limits and paddings do not)."""
-    if (folder / "router_config.json").exists():
-        folder = folder / read_layout(folder).passage_folder
-    total = hashlib.sha256()
-    for name in ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model"):
-        if not (folder / name).exists():
-            continue
-        if name == "tokenizer.json":
-            rules = json.loads((folder / name).read_text(encoding="utf-8"))
-            rules.pop("truncation", None)
-            rules.pop("padding", None)
-            total.update(json.dumps(rules, sort_keys=True).encode())
-            break  # the fast tokenizer's file says everything
-        total.update(f"{name}\0{file_digest(folder / name)}\n".encode())
-    return total.hexdigest()
 
 
 def model_folder(model: Artifact) -> Folder:

@@ -12,15 +12,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raydrd.batching import SpecialTokens, token_batches
+from raydrd.layout import tokenizer_digest
 from raydrd.parts import Parts, TokenReader, VectorReader, part_name
 from raydrd.precision import Precision
-from raydrd.stages.adopt import tokenizer_digest
 from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of, pending
 from raydrd.storage import Folder
 from raydrd.store import Artifact, Located, Work, stage
 from raydrd.tables import SCORED
-
 
 
 def queries_per_shard(work: Work, candidates: Parts) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from raydrd.batching import SpecialTokens, token_batches
 from raydrd.encoders import BiEncoder, load_biencoder, save_biencoder
-from raydrd.layout import Layout, read_layout
+from raydrd.layout import Layout, describe, read_layout
 from raydrd.objectives import Objective, Vectors
 from raydrd.parts import TokenReader
 from raydrd.precision import Precision
@@ -151,8 +151,6 @@ def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 def finish(model: Any, layout: Layout, path: Path, job: Job, curve: checkpoint.Curve) -> None:
     """The trained model as a folder, then the curve: its presence says that training ended."""
-    from raydrd.stages.adopt import describe
-
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         save_biencoder(model.cpu(), layout, folder, tokenizer_from=path / layout.passage_folder)
