@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -22,6 +21,7 @@ from raydrd.config import Resources
 from raydrd.errors import InputError, StageError
 from raydrd.precision import local_gpu
 from raydrd.progress import bar
+from raydrd.quiet import DivertedStderr, keep_logs, quiet_ray
 from raydrd.storage import Folder
 
 Shard = dict[str, Any]
@@ -70,7 +70,7 @@ class Cluster:
     _started: bool = field(default=False, init=False)
     _mine: bool = field(default=False, init=False)
     _session: str = field(default="", init=False)
-    _stderr: Any = field(default=None, init=False)
+    _stderr: DivertedStderr | None = field(default=None, init=False)
 
     @property
     def uses_ray(self) -> bool:
@@ -106,7 +106,8 @@ class Cluster:
         if ray.is_initialized():  # a test's or a job's own Ray
             self._started = True
             return
-        self._divert_stderr()
+        if self.logs is not None and self._stderr is None:
+            self._stderr = DivertedStderr(self.logs)
         common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         try:
             if address == "local":
@@ -131,37 +132,12 @@ class Cluster:
             import ray
 
             ray.shutdown()
-            self._keep_logs()
+            if self.logs is not None:
+                keep_logs(Path(self._session), self.logs / "ray")
             self._started = self._mine = False
-        self._restore_stderr()
-
-    def _divert_stderr(self) -> None:
-        """What Ray's C++ core writes to file descriptor 2 goes to the logs; Python's own stderr stays where it was."""
-        if self.logs is None or self._stderr is not None:
-            return
-        self.logs.mkdir(parents=True, exist_ok=True)
-        self._stderr = sys.stderr
-        sys.stderr.flush()
-        person = os.dup(2)
-        with (self.logs / "stderr.log").open("ab") as log:
-            os.dup2(log.fileno(), 2)
-        sys.stderr = os.fdopen(person, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
-
-    def _restore_stderr(self) -> None:
-        if self._stderr is None:
-            return
-        os.dup2(sys.stderr.fileno(), 2)
-        sys.stderr.close()
-        sys.stderr, self._stderr = self._stderr, None
-
-    def _keep_logs(self) -> None:
-        source = Path(self._session) / "logs"
-        if self.logs is None or not source.is_dir():
-            return
-        for file in source.iterdir():
-            if file.is_file() and file.stat().st_size > 0:
-                (self.logs / "ray").mkdir(parents=True, exist_ok=True)
-                shutil.copy(file, self.logs / "ray" / file.name)
+        if self._stderr is not None:
+            self._stderr.restore()
+            self._stderr = None
 
     def map(
         self,
@@ -314,16 +290,6 @@ def set_threads(threads: int) -> None:
     pyarrow.set_cpu_count(threads)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
-
-
-def quiet_ray() -> None:
-    """Ray says nothing unless something is wrong; its full logs are kept in the run folder."""
-    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # else 2 s are lost at the end of each training
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def available_cores() -> int:

@@ -28,7 +28,15 @@ def read_config(path: str, assignments: list[str]) -> Any:
     if recipe not in RECIPES:
         raise InputError(f"{path}: recipe: {recipe!r} is not one of {', '.join(RECIPES)}")
     cfg = validate(RECIPES[recipe].Config, values, path)
-    return cfg if cfg.name else cfg.model_copy(update={"name": Path(path).stem})
+    return cfg if cfg.name else cfg.model_copy(update={"name": _name(cfg, path)})
+
+
+def _name(cfg: Any, path: str) -> str:
+    """`quickstart` from the config's file, `scifact-cldrd` where one config serves many collections."""
+    if not cfg.data.path:
+        return Path(path).stem
+    folder = cfg.data.path.partition("?")[0].rstrip("/").rpartition("/")[2]
+    return f"{folder or 'data'}-{Path(path).stem}"
 
 
 def run(path: str, assignments: list[str], *, out: str | None, store: str | None) -> dict[str, Any]:

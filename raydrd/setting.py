@@ -73,7 +73,7 @@ class Setting(Frozen):
     """Fields that all recipes share."""
 
     recipe: str
-    name: str | None = Field(None, description="of the run folder; none: the config's file name")
+    name: str | None = Field(None, description="of the run folder; none: the collection's and the config's names")
     data: Data
     student: Student
     teacher: BiEncoderTeacher | CrossEncoderTeacher | ReadyScores = Field(discriminator="kind")

@@ -21,7 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait 
 # Actors and programs that tests start import `tests` and `raydrd` from here too.
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
 
-from raydrd.cluster import Cluster, quiet_ray  # noqa: E402
+from raydrd.cluster import Cluster  # noqa: E402
+from raydrd.quiet import quiet_ray  # noqa: E402
 from raydrd.config import Resources  # noqa: E402
 from raydrd.storage import Folder  # noqa: E402
 from raydrd.store import Store  # noqa: E402
@@ -57,6 +58,16 @@ def _node_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["RAYDRD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    """Training in this process on one thread, whatever the machine."""
+    import raydrd.stages.train as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "available_cores", lambda: 1)
+        yield
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """An empty store whose stages run in this process."""
@@ -64,7 +75,7 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def toy(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     """A folder with `data/`, `student/` (2 random layers), `deep/` (4), `teacher/` (the oracle), `reranker/` (random)."""
     from tests.worlds import oracle_cross_encoder, tiny_cross_encoder, tiny_encoder, toy_collection
 

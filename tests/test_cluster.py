@@ -13,6 +13,7 @@ import pytest
 
 import raydrd.cluster as cluster_module
 from raydrd.cluster import Cluster, Pool, available_cores, plan_pool
+from raydrd.quiet import keep_logs
 from raydrd.config import Resources
 from raydrd.errors import InputError, StageError
 from raydrd.storage import Folder
@@ -230,9 +231,7 @@ def test_logs_of_our_ray_are_kept_beside_the_run(tmp_path: Path) -> None:
     (logs / "sub").mkdir(parents=True)
     (logs / "raylet.out").write_text("it said this")
     (logs / "empty.err").write_text("")
-    cluster = Cluster(Resources(ray="local"), logs=tmp_path / "run")
-    cluster._session = str(tmp_path / "session")
-    cluster._keep_logs()
+    keep_logs(tmp_path / "session", tmp_path / "run" / "ray")
     assert [p.name for p in (tmp_path / "run" / "ray").iterdir()] == ["raylet.out"]
 
 

@@ -125,7 +125,8 @@ def test_a_file_that_is_no_config(tmp_path: Path) -> None:
 def test_the_recipes_config(tmp_path: Path, toy_config: dict[str, Any]) -> None:
     path = write_config(tmp_path / "mine.yaml", toy_config)
     cfg = read_config(path, ["curriculum.1.train.seed=7", "student.layers=[0,1]", "candidates.sources=[student,bm25]"])
-    assert cfg.name == "mine" and read_config(path, ["name=other"]).name == "other"
+    assert cfg.name.endswith("-mine") and read_config(path, ["data.path=s3://bucket/col?x=1"]).name == "col-mine"
+    assert read_config(path, ["name=other"]).name == "other"
     assert cfg.curriculum[1].train.seed == 7 and cfg.curriculum[0].train.seed == 4680
     assert cfg.student.layers == (0, 1) and cfg.candidates.sources == ("student", "bm25")
     assert isinstance(cfg.teacher, CrossEncoderTeacher)

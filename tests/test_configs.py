@@ -29,7 +29,8 @@ def test_config_is_valid_and_names_its_run(name: str) -> None:
     values = yaml.safe_load((HOME / name).read_text(encoding="utf-8"))
     cfg = read_config(str(HOME / name), own_path(name))
     assert cfg.recipe == values["recipe"]
-    assert cfg.name == values.get("name", Path(name).stem)
+    folder = (cfg.data.path or "").rpartition("/")[2]
+    assert cfg.name == values.get("name", f"{folder}-{Path(name).stem}" if folder else Path(name).stem)
     assert own_path(name) == [] or cfg.data.path == "anywhere"
 
 

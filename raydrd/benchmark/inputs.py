@@ -112,9 +112,6 @@ def cross_encoder(encoder: Path, out: Path) -> Path:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from raydrd.encoders import quiet_transformers
-
-    quiet_transformers()
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         model = AutoModelForSequenceClassification.from_pretrained(

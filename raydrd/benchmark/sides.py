@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def embedding(model: Path, texts: list[str], *, work: Folder, rounds: int) -> Co
         THEIRS: counting(first.auto_model.get_input_embeddings(), encode, counts, THEIRS),
         TOKENS: tokenise,
         **{
-            f"ours {p}": counting(o.tower.backbone.get_input_embeddings(), lambda o=o: o.encode(rows), counts, f"ours {p}")  # type: ignore[misc]
+            f"ours {p}": counting(o.tower.backbone.get_input_embeddings(), partial(o.encode, rows), counts, f"ours {p}")
             for p, o in ours.items()
         },
     }
@@ -126,8 +127,8 @@ def scoring(
         TOKENS: lambda: [side() for side in tokenise],
         **{
             f"ours {p}": counting(
-                o.model.get_input_embeddings(), lambda o=o: o.scores(query_rows, passage_rows), counts, f"ours {p}"
-            )  # type: ignore[misc]
+                o.model.get_input_embeddings(), partial(o.scores, query_rows, passage_rows), counts, f"ours {p}"
+            )
             for p, o in ours.items()
         },
     }
@@ -172,10 +173,9 @@ def _alternate(contestants: dict[str, Any], rounds: int) -> Rounds:
 
 
 def shapes(backbone: Any, rows: int) -> list[tuple[int, int, int]]:
-    """Matrix products (m, k, n) to take the machine's peak from: squares, and the encoder's own."""
+    """The encoder's own matrix products (m, k, n), to take the machine's peak from."""
     width, inner = int(backbone.config.hidden_size), int(getattr(backbone.config, "intermediate_size", 0))
-    own = [(rows, width, width)] + ([(rows, width, inner), (rows, inner, width)] if inner else [])
-    return [(1024,) * 3, (1536,) * 3, (2048,) * 3, *own]
+    return [(rows, width, width)] + ([(rows, width, inner), (rows, inner, width)] if inner else [])
 
 
 def closeness(found: NDArray[np.float32], true: NDArray[np.float32]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 from uuid import uuid4
 
-from raydrd.cluster import Cluster, available_cores, quiet_ray
+from raydrd.cluster import Cluster, available_cores
 from raydrd.errors import InputError, StageError
 from raydrd.objectives import Objective
 from raydrd.precision import Precision
@@ -169,7 +169,6 @@ def on_ray(cluster: Cluster, job: Any) -> None:
         StageError: they failed again and again.
     """
     cluster.start()
-    quiet_ray()
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
