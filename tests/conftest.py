@@ -22,8 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait 
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
 
 from raydrd.cluster import Cluster  # noqa: E402
-from raydrd.quiet import quiet_ray  # noqa: E402
 from raydrd.config import Resources  # noqa: E402
+from raydrd.quiet import quiet_ray  # noqa: E402
 from raydrd.storage import Folder  # noqa: E402
 from raydrd.store import Store  # noqa: E402
 

@@ -13,9 +13,9 @@ import pytest
 
 import raydrd.cluster as cluster_module
 from raydrd.cluster import Cluster, Pool, available_cores, plan_pool
-from raydrd.quiet import keep_logs
 from raydrd.config import Resources
 from raydrd.errors import InputError, StageError
+from raydrd.quiet import keep_logs
 from raydrd.storage import Folder
 from tests.workers import Doubler, Unbuildable
 
