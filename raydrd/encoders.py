@@ -76,14 +76,14 @@ def pool(states_BTH: Tensor, mask_BT: Tensor, how: str) -> Tensor:
     return (states_BTH.float() * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
 
 
-def load_tower(path: Path, layout: Layout, role: str, *, trust_remote_code: bool = False) -> Encoder:
+def load_tower(path: Path, layout: Layout, role: str) -> Encoder:
     """The encoder of one role from a model folder, in float32, in eval mode."""
     quiet_transformers()
     folder = path / layout.folder(role)
     backbone = AutoModel.from_pretrained(
         folder,
         dtype=torch.float32,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=False,
         use_safetensors=True,
         local_files_only=True,
         **_without_pooler(folder),
@@ -115,13 +115,13 @@ def _load_dense(path: Path) -> nn.Sequential:
     return nn.Sequential(linear, getattr(nn, name)())
 
 
-def load_biencoder(path: Path, *, trust_remote_code: bool = False) -> BiEncoder:
+def load_biencoder(path: Path) -> BiEncoder:
     """Both towers of a model folder; one module for both when they are shared."""
     layout = read_layout(path)
-    query = load_tower(path, layout, "query", trust_remote_code=trust_remote_code)
+    query = load_tower(path, layout, "query")
     if layout.towers == "shared":
         return BiEncoder(query, query)
-    return BiEncoder(query, load_tower(path, layout, "passage", trust_remote_code=trust_remote_code))
+    return BiEncoder(query, load_tower(path, layout, "passage"))
 
 
 def kept_layers(layers: int | tuple[int, ...], total: int) -> tuple[int, ...]:

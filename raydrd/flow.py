@@ -127,7 +127,7 @@ def plain(layers: int | tuple[int, ...] | None) -> int | list[int] | None:
 def located_teacher(teacher: BiEncoderTeacher | CrossEncoderTeacher) -> Located:
     if isinstance(teacher, AnyModel):
         return located(teacher)
-    path = find_model(teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
+    path = find_model(teacher.model, revision=teacher.revision)
     return Located(identity=folder_digest(path), where=path)
 
 

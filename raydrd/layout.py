@@ -63,11 +63,11 @@ class Layout(Frozen):
         return self.query_folder if role == "query" else self.passage_folder
 
 
-def find_model(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+def find_model(name: str, *, revision: str | None = None) -> Path:
     """The folder of a model: a path, `package:NAME` (a pip package that carries one), or a hub id.
 
     Raises:
-        InputError: not found, without safetensors weights, or with code of its own that was not asked for.
+        InputError: not found, without safetensors weights, or in need of code of its own.
     """
     if name.startswith("package:"):
         return _packaged(name.removeprefix("package:"))
@@ -82,9 +82,19 @@ def find_model(name: str, *, revision: str | None = None, trust_remote_code: boo
             "with save_pretrained(..., safe_serialization=True)"
         )
     config = _json(path / "config.json") or {}
-    if "auto_map" in config and not trust_remote_code:
-        raise InputError(f"model {name!r} brings its own code; read it, then set trust_remote_code: true")
+    if "auto_map" in config and not _known_to_transformers(str(config.get("model_type"))):
+        raise InputError(
+            f"model {name!r} needs code of its own ({config.get('model_type')}), which is never run here; "
+            "choose a model that transformers itself knows"
+        )
     return path
+
+
+def _known_to_transformers(model_type: str) -> bool:
+    """Many models of a kind that transformers has learnt since still name the code they once came with."""
+    from transformers import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

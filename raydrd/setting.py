@@ -24,7 +24,6 @@ class CrossEncoderTeacher(Frozen):
     kind: Literal["cross_encoder"] = "cross_encoder"
     model: str
     revision: str | None = None
-    trust_remote_code: bool = False
     max_length: int = Field(512, ge=8, le=514, description="tokens of a pair, cut longest first")
 
 

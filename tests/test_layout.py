@@ -143,12 +143,14 @@ def test_pickled_weights_are_never_loaded(tmp_path: Path) -> None:
     assert find_model(str(home)) == home
 
 
-def test_code_of_a_models_own_runs_only_when_it_was_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"auto_map": {"AutoModel": "modeling.Evil"}}))
+def test_code_of_a_models_own_never_runs(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": {"AutoModel": "modeling.Evil"}}))
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="brings its own code; read it, then set trust_remote_code: true"):
+    with pytest.raises(InputError, match=r"needs code of its own \(evil\), which is never run here"):
         find_model(str(tmp_path))
-    assert find_model(str(tmp_path), trust_remote_code=True) == tmp_path
+    # Of a kind that transformers has learnt since: its own implementation is used.
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "auto_map": {"AutoModel": "modeling.Evil"}}))
+    assert find_model(str(tmp_path)) == tmp_path
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:

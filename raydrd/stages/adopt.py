@@ -17,7 +17,6 @@ class Model(Frozen):
 
     model: str
     revision: str | None = None
-    trust_remote_code: bool = False
     pooling: Literal["mean", "cls", "max", "lasttoken"] | None = None
     normalize: bool | None = None
     query_max_len: int | None = None
@@ -39,7 +38,7 @@ def located(model: Model) -> Located:
     Raises:
         InputError: it cannot be found or is not safe to load.
     """
-    path = find_model(model.model, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    path = find_model(model.model, revision=model.revision)
     return Located(identity=folder_digest(path), where=path)
 
 

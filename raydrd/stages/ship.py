@@ -83,8 +83,10 @@ class Verifier:
         import torch
         from sentence_transformers import SentenceTransformer
 
+        from raydrd.encoders import quiet_transformers
         from raydrd.stages.embed import Embedder
 
+        quiet_transformers()
         plain = SentenceTransformer(str(self.model.local_folder()), device="cpu")
         worst, checked = 0.0, 0
         for role, texts in self.texts.items():

@@ -25,10 +25,7 @@ class ListExamples:
 
 @dataclass(frozen=True)
 class TextExamples:
-    """Texts of several token stores with their target vectors: (role, tokens, vectors) each.
-
-    `most` bounds how many texts of one store count as examples, drawn by `seed`.
-    """
+    """Texts of several token stores with their target vectors: (role, tokens, vectors) each."""
 
     stores: tuple[tuple[str, Parts, Parts], ...]
 
