@@ -46,7 +46,7 @@ def model_card(report: dict[str, Any], layout: Layout) -> str:
 
 # {report["name"]}
 
-A dense retriever distilled with raydrd ({report["recipe"]}) from `{config["teacher"]["model"]}` into
+A dense retriever distilled with raydrd ({report["recipe"]}) from `{config["teacher"].get("model", "ready-made scores")}` into
 `{config["student"]["model"]}`{_cut(config)}. {student["description"]}; similarity: {layout.similarity}.
 
 ```python
