@@ -40,25 +40,33 @@ class Pool:
     gpus: float
 
 
-def plan_pool(resources: Resources, *, cpus: int, gpus: float, shards: int) -> Pool:
-    """The pool that fits a cluster of `cpus` and `gpus` and leaves one core free.
+def plan_pool(resources: Resources, *, cpus: list[int], gpus: list[int], shards: int) -> Pool:
+    """The pool that fits nodes with these `cpus` and `gpus`, an actor on one node, and leaves one core of all free.
 
     A pool that takes every core can wait for ever for the tasks that would feed it, so it is shrunk: fewer actors
     first, then fewer cores an actor.
 
     Raises:
-        InputError: GPUs were asked for that the cluster does not have.
+        InputError: GPUs were asked for that no node has.
     """
-    per_gpu = resources.gpus_per_worker if resources.gpus_per_worker is not None else (1.0 if gpus else 0.0)
-    if per_gpu > gpus:
-        raise InputError(f"resources.gpus_per_worker: {per_gpu:g} asked for, the cluster has {gpus:g}; write {gpus:g} or less")
-    free = max(1, cpus - 1)
-    per_cpu = min(resources.cpus_per_worker or min(MOST_THREADS, free if not per_gpu else 2), free)
-    fitting = free // per_cpu
-    if per_gpu:
-        fitting = min(fitting, int(gpus / per_gpu + 1e-9))
+    most = max(gpus)
+    per_gpu = resources.gpus_per_worker if resources.gpus_per_worker is not None else (1.0 if most else 0.0)
+    if per_gpu > most:
+        raise InputError(f"resources.gpus_per_worker: {per_gpu:g} asked for, a node has {most}; write {most} or less")
+    free = max(1, sum(cpus) - 1)
+    largest = max(1, min(max(cpus), free))
+    per_cpu = min(resources.cpus_per_worker or min(MOST_THREADS, largest if not per_gpu else 2), largest)
+    fitting = sum(min(cores // per_cpu, on_gpus(per_gpu, count)) for cores, count in zip(cpus, gpus, strict=True))
+    fitting = min(fitting, free // per_cpu)
     size = max(1, min(resources.num_workers or fitting, fitting, shards))
     return Pool(size=size, cpus=per_cpu, gpus=per_gpu)
+
+
+def on_gpus(per_worker: float, gpus: int) -> int:
+    """Workers that fit a node's GPUs: a fraction lies on one GPU, it cannot be put together from two."""
+    if not per_worker:
+        return 10**9
+    return gpus * int(1 / per_worker + 1e-9) if per_worker <= 1 else int(gpus / per_worker)
 
 
 @dataclass
@@ -169,7 +177,7 @@ class Cluster:
         with bar(label, total, unit) as shown:
             for result in run(worker, arguments, shards, marks, models):
                 shown.update(int(result.get("rows", 1)))
-                (errors if "error" in result else results).append(result)
+                (errors if result.get("error") else results).append(result)
         for error in errors:
             if error.get("input"):
                 raise InputError(error["error"])
@@ -199,14 +207,14 @@ class Cluster:
         import ray
         from ray.data import ActorPoolStrategy
 
-        total = ray.cluster_resources()
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         pool = plan_pool(
-            self.resources,
-            cpus=int(total.get("CPU", 1)),
-            gpus=float(total.get("GPU", 0.0)) if models else 0.0,
+            self.resources if models else self.resources.model_copy(update={"gpus_per_worker": 0.0}),
+            cpus=[int(node.get("CPU", 0)) for node in nodes],
+            gpus=[int(node.get("GPU", 0)) if models else 0 for node in nodes],
             shards=len(shards),
         )
-        _shared_folder_or_refuse(marks)
+        shared_or_refuse(marks)
         rows = [{"item": {**shard, "mark": shard["name"]}} for shard in shards]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             Seat,
@@ -218,6 +226,7 @@ class Cluster:
                 "worker": worker,
                 "arguments": arguments,
                 "threads": pool.cpus,
+                "gpus": pool.gpus,
                 "marks": marks,
                 "token": uuid4().hex[:8],
                 "attempts": self.resources.shard_attempts,
@@ -254,11 +263,13 @@ class Seat:
     """
 
     def __init__(
-        self, *, worker: type, arguments: dict[str, Any], threads: int, marks: Folder, token: str, attempts: int
+        self, *, worker: type, arguments: dict[str, Any], threads: int, gpus: float, marks: Folder, token: str, attempts: int
     ) -> None:
         # Ray sets OMP_NUM_THREADS once a process; a reused process would keep the number of its first task.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        if not gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # an actor that was given no GPU takes none
         self.marks, self.token, self.attempts = marks, token, attempts
         self.error: dict[str, Any] | None = None
         try:
@@ -304,7 +315,7 @@ def _address(setting: str) -> str:
     return setting
 
 
-def _shared_folder_or_refuse(folder: Folder) -> None:
+def shared_or_refuse(folder: Folder) -> None:
     """On several machines a local folder must be one that all of them see.
 
     Raises:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raydrd.data.collect import digest
+from raydrd.data.spec import Data
 from raydrd.errors import InputError
 from raydrd.layout import find_model, folder_digest, read_layout
 from raydrd.objectives import SameVectors
@@ -63,6 +64,10 @@ def check_setting(cfg: Setting) -> None:
         raise InputError("teacher.kind: scores needs data.scores: a Parquet file with query_id, doc_id, score")
     if isinstance(cfg.teacher, ReadyScores) and cfg.queries.count:
         raise InputError("queries.count: queries made from the corpus have no ready-made scores; set queries.count=0")
+    if cfg.data.scores and not isinstance(cfg.teacher, ReadyScores):
+        raise InputError("data.scores: only teacher.kind: scores reads them; set it, or remove data.scores")
+    if cfg.recover is not None and cfg.student.layers is None:
+        raise InputError("recover: only a student cut by student.layers has anything to recover; set it, or recover=null")
     if cfg.data.run and cfg.queries.count:
         raise InputError("queries.count: queries made from the corpus have no candidates in data.run; set queries.count=0")
 
@@ -77,7 +82,7 @@ def open_lab(cfg: Setting, store: Store) -> Lab:
     precision = resolve(cfg.precision, gpu=store.cluster.has_gpu)
     student_source = located(cfg.student)
     teacher_source = None if isinstance(cfg.teacher, ReadyScores) else located_teacher(cfg.teacher)
-    data = store.run(load, data=load_inputs(cfg))
+    data = store.run(load, data=located_data(cfg.data))
     report_load(data)
     notes = list(data.metrics.get("notes", []))
     if not table(data, "queries/test").rows:
@@ -112,12 +117,10 @@ def open_lab(cfg: Setting, store: Store) -> Lab:
     )  # fmt: skip
 
 
-def load_inputs(cfg: Setting) -> Located:
-    """The collection by its content and how it is read, not by where it lies."""
-    reading = cfg.data.model_dump(
-        mode="json", exclude={"path", "corpus", "queries", "qrels", "run", "scores"} if cfg.data.path else set()
-    )
-    return Located(identity={"digest": digest(cfg.data), "reading": reading, "version": cfg.data.version}, where=cfg.data)
+def located_data(data: Data) -> Located:
+    """A collection by its content and how it is read, not by where its files lie."""
+    reading = data.model_dump(mode="json", exclude={"path", "corpus", "queries", "qrels", "run", "scores"})
+    return Located(identity={"digest": digest(data), "reading": reading, "version": data.version}, where=data)
 
 
 def plain(layers: int | tuple[int, ...] | None) -> int | list[int] | None:

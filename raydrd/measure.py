@@ -19,10 +19,9 @@ def evaluate_model(model: str, data: str, split: str, *, store: str | None, ray:
         InputError: the model or the collection is wrong.
     """
     from raydrd.cluster import Cluster
-    from raydrd.data.collect import digest
     from raydrd.data.guess import guess
     from raydrd.data.spec import Data
-    from raydrd.flow import vectors
+    from raydrd.flow import located_data, vectors
     from raydrd.layout import read_layout
     from raydrd.precision import resolve
     from raydrd.session import DEFAULT_STORE
@@ -33,7 +32,7 @@ def evaluate_model(model: str, data: str, split: str, *, store: str | None, ray:
     from raydrd.stages.search import search
     from raydrd.stages.shards import parts_of
     from raydrd.statistics import bootstrap_interval
-    from raydrd.store import Located, Store
+    from raydrd.store import Store
 
     found = Data(source="pydocs") if data == "pydocs" else guess(data)
     found = found.model_copy(update={"test_split": split, **_other_splits(found, split)})
@@ -42,9 +41,7 @@ def evaluate_model(model: str, data: str, split: str, *, store: str | None, ray:
     settings = Evaluation()
     try:
         keep = Store(Folder.of(store or DEFAULT_STORE), cluster)
-        reading = found.model_dump(mode="json", exclude={"path"})
-        known = Located({"digest": digest(found), "reading": reading, "version": found.version}, found)
-        collection = keep.run(load, data=known)
+        collection = keep.run(load, data=located_data(found))
         report_load(collection)
         if not table(collection, "queries/test").rows:
             raise InputError(f"{data}: split {split!r} has no judged queries")
@@ -95,37 +92,38 @@ def search_run(run: str, query: str, *, k: int) -> list[dict[str, Any]]:
     from raydrd.encoders import load_tower
     from raydrd.layout import read_layout
 
-    path = (folder / "model").local_folder()
+    meta = (folder / "index").read_json("meta.json")
+    stamp = f"{meta['model']} {meta['data']} {meta['factory']}"  # the folder is written again by every run of its name
+    path = (folder / "model").local_folder(stamp)
     layout = read_layout(path)
-    tokenizer = AutoTokenizer.from_pretrained(path / layout.query_folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(path / layout.query_folder, local_files_only=True, trust_remote_code=False)
     special = SpecialTokens.of(tokenizer)
     text = query.lower() if layout.lowercase else query
     ids = np.array(tokenizer(layout.query_prompt + text, add_special_tokens=False)["input_ids"], dtype=np.int32)
     inputs = special.model_inputs([special.single(ids, layout.query_max_len)])
     with torch.inference_mode():
         vector = load_tower(path, layout, "query")(inputs["input_ids"], inputs["attention_mask"]).numpy()
-    index = faiss.read_index(str((folder / "index").local("index.faiss")), faiss.IO_FLAG_MMAP)
+    index = faiss.read_index(str((folder / "index").local("index.faiss", stamp)), faiss.IO_FLAG_MMAP)
     scores, rows = index.search(vector, k)
     keep = rows[0] >= 0
     ids_table = (folder / "index").read_table("ids.parquet")
     found = rows[0][keep]
-    texts = _texts(folder, found)
+    texts = _texts(meta, found)
     return [
         {"rank": n, "score": float(s), "doc_id": ids_table["doc_id"][int(r)].as_py(), "text": texts.get(int(r))}
         for n, (r, s) in enumerate(zip(found, scores[0][keep], strict=True), 1)
     ]
 
 
-def _texts(folder: Folder, rows: np.ndarray) -> dict[int, str]:
+def _texts(meta: dict[str, Any], rows: np.ndarray) -> dict[int, str]:
     """Texts of passages, as long as the store they came from is still there."""
     from raydrd.cluster import Cluster
-    from raydrd.stages.load import table, take_rows
+    from raydrd.stages.load import table
     from raydrd.store import Store
 
-    meta = (folder / "index").read_json("meta.json")
     try:
         data = Store(Folder.of(meta["store"]), Cluster(Resources(ray="off"))).find("load", meta["data"])
     except (FileNotFoundError, OSError):
         return {}
     ordered = np.unique(rows)
-    return dict(zip(ordered.tolist(), take_rows(table(data, "corpus"), ordered)["text"].to_pylist(), strict=True))
+    return dict(zip(ordered.tolist(), table(data, "corpus").take(ordered, ["text"])["text"].to_pylist(), strict=True))

@@ -59,11 +59,16 @@ class Parts:
             match = _NAME.search(name)
             if match:
                 found.append(Part(name, int(match[1]), int(match[2])))
-        found.sort(key=lambda part: part.lo)
-        edges = [0, *(part.hi for part in found)]
-        if [part.lo for part in found] != edges[:-1]:
+        # Two runs that cut the rows differently may have written at once: of what overlaps, the first that fits counts.
+        found.sort(key=lambda part: (part.lo, -part.hi))
+        chosen: list[Part] = []
+        for part in found:
+            at = chosen[-1].hi if chosen else 0
+            if part.lo == at and (part.hi > at or not chosen):
+                chosen.append(part)
+        if found and (not chosen or chosen[-1].hi < max(part.hi for part in found)):
             raise ValueError(f"{folder}: parts do not follow one another: {[(p.lo, p.hi) for p in found]}")
-        return Parts(folder, tuple(found))
+        return Parts(folder, tuple(chosen))
 
     @property
     def rows(self) -> int:
@@ -86,9 +91,17 @@ class Parts:
             for part in self.parts
             if part.lo < hi and part.hi > lo
         ]
+        if not tables and lo == hi and self.parts:
+            return self.read(self.parts[0], columns).slice(0, 0)
         if not tables:
             raise ValueError(f"{self.folder}: rows {lo}..{hi} are outside the {self.rows} there are")
         return pa.concat_tables(tables)
+
+    def take(self, rows: NDArray[np.int64], columns: list[str] | None = None) -> pa.Table:
+        """These rows (ascending), reading only the parts that hold one of them."""
+        numbers = self.locate(rows)
+        pieces = [self.read(self.parts[n], columns).take(rows[numbers == n] - self.parts[n].lo) for n in np.unique(numbers)]
+        return pa.concat_tables(pieces) if pieces else self.slice(0, 0, columns)
 
     def each(self, columns: list[str] | None = None) -> Iterator[tuple[Part, pa.Table]]:
         for part in self.parts:

@@ -17,11 +17,12 @@ import pyarrow as pa
 import yaml
 
 from raydrd.card import model_card
+from raydrd.errors import InputError
 from raydrd.flow import Lab, bm25, judge, retrieve, teacher_run, tokens, vectors
 from raydrd.provenance import provenance
 from raydrd.report.page import write_page
 from raydrd.stages.adopt import layout_of, model_folder
-from raydrd.stages.load import table, take_rows
+from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of
 from raydrd.stages.ship import build_index, verify_export
 from raydrd.statistics import bootstrap_interval, compare
@@ -220,7 +221,7 @@ def _example(lab: Lab, row: int, then: float, now: float, before: Artifact, afte
     relevant = {d for d, g in zip(query["doc_rows"], query["grades"], strict=True) if g > 0}
     wanted = [*sorted(relevant)[:2], *list(ranks_after)[:SHOWN], *list(ranks_before)[:1]]
     docs = sorted(dict.fromkeys(wanted), key=lambda d: ranks_after.get(d, 10**9))
-    texts = take_rows(table(lab.data, "corpus"), np.array(sorted(docs), dtype=np.int64)).to_pylist()
+    texts = table(lab.data, "corpus").take(np.array(sorted(docs), dtype=np.int64)).to_pylist()
     by_row = dict(zip(sorted(docs), texts, strict=True))
     return {
         "query_id": query["query_id"],
@@ -257,9 +258,12 @@ def _lay_out(
     report: dict[str, Any],
     out: Folder,
 ) -> None:
+    out.delete_file("report.json")
     out.write_bytes("config.yaml", yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True).encode())
-    (out / "model").delete()
-    (out / "index").delete()
+    for name, sign in (("model", "raydrd.json"), ("index", "meta.json")):
+        if (out / name).files() and not (out / name).exists(sign):
+            raise InputError(f"--out {out}: its folder {name}/ is none of ours and would be lost; name another folder")
+        (out / name).delete()
     _copy(model_folder(student), out / "model")
     _copy(index.folder / "index", out / "index")
     (out / "model").write_bytes("README.md", model_card(report, layout_of(student)).encode())
@@ -295,7 +299,7 @@ def _trec(lab: Lab, run: Artifact) -> Iterator[str]:
     for part, rows in parts_of(run).each():
         ids = queries.slice(part.lo, part.hi)["query_id"].to_pylist()
         flat = np.unique(np.asarray(rows["doc_rows"].combine_chunks().flatten()))
-        docs = dict(zip(flat.tolist(), take_rows(corpus, flat)["doc_id"].to_pylist(), strict=True))
+        docs = dict(zip(flat.tolist(), corpus.take(flat, ["doc_id"])["doc_id"].to_pylist(), strict=True))
         for query, found, scores in zip(ids, rows["doc_rows"].to_pylist(), rows["scores"].to_pylist(), strict=True):
             for rank, (doc, score) in enumerate(zip(found, scores, strict=True), 1):
                 yield f"{query} Q0 {docs[doc]} {rank} {score:.6f} raydrd\n"

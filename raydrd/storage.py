@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+
+from raydrd.errors import InputError
 
 
 @lru_cache(maxsize=64)
@@ -46,6 +49,9 @@ class Folder:
         if isinstance(where, Folder):
             return where
         text = str(where)
+        place, _, options = text.partition("?")
+        if "@" in place.partition("://")[2].partition("/")[0] or "secret_key=" in options:
+            raise InputError("a storage address with credentials would be written into reports; put them into the environment")
         if text.startswith("file://"):
             text = text[len("file://") :]
         return Folder(text.rstrip("/") if "://" in text else str(Path(text).expanduser().resolve()))
@@ -74,8 +80,12 @@ class Folder:
         """A binary stream; `name` exists only after the block ends well."""
         fs, path = self._at(name)
         if not self.is_local:
-            with fs.open_output_stream(path) as stream:
-                yield stream
+            # Closing a stream publishes what it holds, also after an error: only a whole draft is sent.
+            with tempfile.TemporaryFile() as whole:
+                yield whole
+                whole.seek(0)
+                with fs.open_output_stream(path) as stream:
+                    shutil.copyfileobj(whole, stream, 1 << 22)
             return
         final = Path(path)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -198,11 +208,14 @@ class Folder:
 
     # -- this node's own copy ---------------------------------------------------------------------
 
-    def local(self, name: str) -> Path:
-        """A path on this machine that holds `name`: the file itself, or a copy fetched once into the node's cache."""
+    def local(self, name: str, stamp: str = "") -> Path:
+        """A path on this machine that holds `name`: the file itself, or a copy fetched once into the node's cache.
+
+        Artifacts never change; of a folder that may be written again, give a `stamp` that says which writing it is.
+        """
         if self.is_local:
             return Path(self.uri) / name
-        key = hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{self.uri}\0{stamp}".encode()).hexdigest()[:16]
         copy = cache_home() / key / name
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -212,11 +225,11 @@ class Folder:
             os.replace(draft, copy)
         return copy
 
-    def local_folder(self) -> Path:
+    def local_folder(self, stamp: str = "") -> Path:
         """This folder as a path on this machine, all files fetched."""
         if self.is_local:
             return Path(self.uri)
-        paths = [(self.local(name), name) for name in self.files()]
+        paths = [(self.local(name, stamp), name) for name in self.files()]
         if not paths:
             raise FileNotFoundError(self.uri)
         first, name = paths[0]

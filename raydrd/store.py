@@ -232,11 +232,13 @@ class Store:
     def _differences(self, name: str, identity: dict[str, Any]) -> list[str]:
         """What differs from the nearest finished result of the same stage: why something is made anew."""
         kept = self.root / name
-        finished = [folder for folder in kept.folders() if (kept / folder).exists(MANIFEST)]
         here = _flat(identity)
         nearest: list[str] | None = None
-        for folder in finished[:200]:
-            other = _flat((kept / folder).read_json(MANIFEST), only=("stage", "version", "inputs"))
+        for folder in kept.folders()[:50]:
+            try:
+                other = _flat((kept / folder).read_json(MANIFEST), only=("stage", "version", "inputs"))
+            except FileNotFoundError:
+                continue  # never finished
             lines = [
                 f"{key}: {other.get(key, 'absent')} -> {here.get(key, 'absent')}"
                 for key in sorted({*here, *other})

@@ -64,20 +64,31 @@ def _runs(home: Path) -> Counter[str]:
     ],
 )
 def test_a_pool_is_shrunk_to_what_fits(resources: dict[str, Any], cpus: int, gpus: float, shards: int, expected: Pool) -> None:
-    assert plan_pool(Resources(**resources), cpus=cpus, gpus=gpus, shards=shards) == expected
+    assert plan_pool(Resources(**resources), cpus=[cpus], gpus=[int(gpus)], shards=shards) == expected
+
+
+def test_an_actor_lies_on_one_node() -> None:
+    # Three nodes of four cores: an actor of eight would wait for ever.
+    assert plan_pool(Resources(), cpus=[4, 4, 4], gpus=[0, 0, 0], shards=99) == Pool(2, 4, 0.0)
+    assert plan_pool(Resources(cpus_per_worker=3), cpus=[4, 4, 2], gpus=[0, 0, 0], shards=99) == Pool(2, 3, 0.0)
+    # Six times 0.6 is less than four GPUs, but no GPU holds two of them.
+    assert plan_pool(Resources(gpus_per_worker=0.6), cpus=[64], gpus=[4], shards=99) == Pool(4, 2, 0.6)
+    assert plan_pool(Resources(), cpus=[8, 64], gpus=[2, 0], shards=99) == Pool(2, 2, 1.0)
+    with pytest.raises(InputError, match="a node has 1"):
+        plan_pool(Resources(gpus_per_worker=2), cpus=[8, 8], gpus=[1, 1], shards=9)
 
 
 def test_a_pool_never_takes_every_core() -> None:
     for cpus in range(2, 20):
         for workers in (None, 1, 3, 50):
             for each in (None, 1, 2, 7, 50):
-                pool = plan_pool(Resources(num_workers=workers, cpus_per_worker=each), cpus=cpus, gpus=0.0, shards=100)
+                pool = plan_pool(Resources(num_workers=workers, cpus_per_worker=each), cpus=[cpus], gpus=[0], shards=100)
                 assert 1 <= pool.size * pool.cpus <= cpus - 1
 
 
 def test_gpus_that_are_not_there_are_refused() -> None:
-    with pytest.raises(InputError, match="1 asked for, the cluster has 0; write 0 or less"):
-        plan_pool(Resources(gpus_per_worker=1), cpus=8, gpus=0.0, shards=1)
+    with pytest.raises(InputError, match="1 asked for, a node has 0; write 0 or less"):
+        plan_pool(Resources(gpus_per_worker=1), cpus=[8], gpus=[0], shards=1)
 
 
 def test_every_shard_runs_once_and_its_result_comes_back(cluster: Cluster, tmp_path: Path) -> None:

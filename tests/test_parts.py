@@ -30,12 +30,28 @@ def test_names_hold_the_rows() -> None:
     assert ranges(10, 4) == [(0, 4), (4, 8), (8, 10)] and ranges(0, 4) == [] and ranges(4, 4) == [(0, 4)]
 
 
-def test_rows_that_are_missing_or_there_twice_are_refused(tmp_path: Path) -> None:
+def test_rows_that_are_missing_are_refused(tmp_path: Path) -> None:
     folder = Folder.of(tmp_path)
-    for cuts in ([(0, 3), (4, 5)], [(0, 3), (2, 5)], [(1, 3)], [(0, 3), (0, 3)]):
+    for cuts in ([(0, 3), (4, 5)], [(0, 3), (2, 5)], [(1, 3)]):
         with pytest.raises(ValueError, match="do not follow one another"):
             Parts.of(folder, [f"{n}/{part_name(lo, hi, 'arrow')}" for n, (lo, hi) in enumerate(cuts)])
     assert Parts.of(folder, []).rows == 0
+
+
+def test_rows_that_two_runs_wrote_count_once(tmp_path: Path) -> None:
+    cuts = [(0, 4), (4, 8), (0, 8), (8, 9), (8, 9)]
+    parts = Parts.of(Folder.of(tmp_path), [f"{n}/{part_name(lo, hi, 'arrow')}" for n, (lo, hi) in enumerate(cuts)])
+    assert [(part.lo, part.hi) for part in parts.parts] == [(0, 8), (8, 9)] and parts.rows == 9
+
+
+def test_taken_rows_open_only_the_parts_that_hold_them(tmp_path: Path) -> None:
+    table = pa.table({"doc_id": [f"d{n}" for n in range(12)], "text": [str(n) for n in range(12)]}, schema=CORPUS)
+    parts = _write(Folder.of(tmp_path), CUTS, table, "parquet")
+    (tmp_path / parts.parts[1].name).unlink()  # rows 4..4
+    assert parts.take(np.array([0, 3, 5, 11]))["text"].to_pylist() == ["0", "3", "5", "11"]
+    assert parts.take(np.array([], dtype=np.int64), ["text"]).num_rows == 0 and parts.slice(3, 3).num_rows == 0
+    with pytest.raises(FileNotFoundError):
+        parts.take(np.array([4]))
 
 
 @pytest.mark.parametrize("ending", ["arrow", "parquet"])

@@ -118,5 +118,5 @@ def cross_encoder(encoder: Path, out: Path) -> Path:
             encoder, num_labels=1, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
     model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(encoder, local_files_only=True).save_pretrained(out)
+    AutoTokenizer.from_pretrained(encoder, local_files_only=True, trust_remote_code=False).save_pretrained(out)
     return out

@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from raydrd.config import Frozen
 from raydrd.layout import Layout, describe, find_model, folder_digest, read_layout
 from raydrd.storage import Folder
@@ -19,8 +21,8 @@ class Model(Frozen):
     revision: str | None = None
     pooling: Literal["mean", "cls", "max", "lasttoken"] | None = None
     normalize: bool | None = None
-    query_max_len: int | None = None
-    passage_max_len: int | None = None
+    query_max_len: int | None = Field(None, ge=4, le=512, description="tokens, special ones included")
+    passage_max_len: int | None = Field(None, ge=4, le=512, description="tokens, special ones included")
     query_prompt: str | None = None
     passage_prompt: str | None = None
 

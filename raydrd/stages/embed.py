@@ -47,7 +47,9 @@ class Embedder:
         keep_freed_memory()
         self.tower = load_tower(path, layout, role).to(self.device)
         prepare(self.tower.backbone, precision)
-        self.special = SpecialTokens.of(AutoTokenizer.from_pretrained(path / layout.folder(role), local_files_only=True))
+        self.special = SpecialTokens.of(
+            AutoTokenizer.from_pretrained(path / layout.folder(role), local_files_only=True, trust_remote_code=False)
+        )
         self.max_len = layout.max_len(role)
         self.budget = tokens_per_batch or TOKENS_PER_BATCH[self.device.type]
         self.tokens, self.out, self.storage = TokenReader(tokens), out, storage

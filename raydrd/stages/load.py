@@ -14,7 +14,7 @@ from raydrd.parts import Parts, part_name
 from raydrd.progress import say
 from raydrd.storage import Folder
 from raydrd.store import Artifact, Located, Work, stage
-from raydrd.tables import CORPUS, QUERIES
+from raydrd.tables import QUERIES
 
 
 def table(data: Artifact, name: str) -> Parts:
@@ -81,19 +81,13 @@ def sample_dev(work: Work, *, data: Artifact, passages: int, queries: int, seed:
     others = np.setdiff1d(rng.permutation(corpus.rows)[: passages + len(judged)], judged, assume_unique=False)
     others = rng.permutation(others)[: max(0, passages - len(judged))]
     rows = np.union1d(judged, others).astype(np.int64)
-    texts = take_rows(corpus, rows)
+    texts = corpus.take(rows)
     work.shards.write_table(f"corpus/{part_name(0, len(rows), 'parquet')}", texts)
     lists = chosen["doc_rows"].combine_chunks()
     moved = pa.ListArray.from_arrays(lists.offsets, pa.array(np.searchsorted(rows, lists.flatten().to_numpy())))
     mini = chosen.set_column(2, QUERIES.field("doc_rows"), moved.cast(QUERIES.field("doc_rows").type))
     work.shards.write_table(f"queries/dev/{part_name(0, mini.num_rows, 'parquet')}", mini)
     return {"rows": len(rows), "unit": "passages", "passages": len(rows), "dev": mini.num_rows}
-
-
-def take_rows(parts: Parts, rows: np.ndarray) -> pa.Table:
-    """These rows of a table in parts, in ascending order, reading part by part."""
-    pieces = [piece.take(rows[(rows >= p.lo) & (rows < p.hi)] - p.lo) for p, piece in parts.each()]
-    return pa.concat_tables(pieces) if pieces else CORPUS.empty_table()
 
 
 # A sentence ends at . ! or ? before a space; good enough for queries, and the same in every version of Python.
@@ -108,7 +102,7 @@ class QueryMaker:
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         rows = np.array(shard["doc_rows"], dtype=np.int64)
-        texts = take_rows(self.corpus, rows)
+        texts = self.corpus.take(rows)
         ids, made = [], []
         for doc_id, text in zip(texts["doc_id"].to_pylist(), texts["text"].to_pylist(), strict=True):
             found = [s for s in _SENTENCE.split(text) if len(s.split()) >= self.words[0]][: self.sentences]

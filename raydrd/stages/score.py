@@ -84,7 +84,9 @@ class PairScorer:
 
         path = model.local_folder()
         self.device = this_device()
-        self.model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True, local_files_only=True)
+        self.model = AutoModelForSequenceClassification.from_pretrained(
+            path, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
         if self.model.config.num_labels != 1:
             raise InputError(f"teacher: it has {self.model.config.num_labels} outputs, a reranker has 1; choose another model")
         keep_freed_memory()
@@ -92,7 +94,7 @@ class PairScorer:
         # The layer that gives the logit, whatever the family calls it.
         last = tuple(m for m in self.model.modules() if isinstance(m, nn.Linear) and m.out_features == 1)
         prepare(self.model, precision, exact=last)
-        self.special = SpecialTokens.of(AutoTokenizer.from_pretrained(path, local_files_only=True))
+        self.special = SpecialTokens.of(AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False))
         limit = self.special.max_length or max_length
         self.max_length = min(max_length, limit)
         self.budget = tokens_per_batch or TOKENS_PER_BATCH[self.device.type]

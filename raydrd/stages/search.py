@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raydrd.errors import InputError
 from raydrd.parts import Parts, VectorReader
 from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of, pending
@@ -212,6 +213,8 @@ class Joiner:
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         tables = [source.slice(shard["lo"], shard["hi"]) for source in self.sources]
+        if any(t["query_row"] != tables[0]["query_row"] for t in tables):
+            raise ValueError(f"rows {shard['lo']}..{shard['hi']}: the sources rank different queries")
         lists = [t["doc_rows"].to_pylist() for t in tables]
         joined = []
         for ranked in zip(*lists, strict=True):
@@ -227,6 +230,10 @@ class Joiner:
 def join_candidates(work: Work, *, sources: list[Artifact], depth: int) -> dict[str, Any]:
     """One candidate list a query out of several; its scores are reciprocal ranks of the joined list."""
     tables = [parts_of(source) for source in sources]
+    if len({t.rows for t in tables}) > 1:
+        raise InputError(
+            "candidates.sources: data.run leaves out train queries, so it cannot be joined; complete it, or write [run] alone"
+        )
     work.cluster.map(
         Joiner,
         {"sources": tables, "out": work.shards, "depth": depth},

@@ -27,7 +27,7 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         path = model.local_folder() / subfolder
-        self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         self.tokenizer.model_max_length = int(1e30)  # truncation is ours: no warning about long texts
         self.texts, self.out, self.prompt, self.lowercase = texts, out, prompt, lowercase
 

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 from uuid import uuid4
 
-from raydrd.cluster import Cluster, available_cores
+from raydrd.cluster import Cluster, available_cores, shared_or_refuse
 from raydrd.errors import InputError, StageError
 from raydrd.objectives import Objective
 from raydrd.precision import Precision
@@ -175,12 +175,18 @@ def on_ray(cluster: Cluster, job: Any) -> None:
     from ray.train.v2.api.config import LoggingConfig
 
     resources = cluster.resources
-    total = ray.cluster_resources()
-    gpu = total.get("GPU", 0) >= resources.train_workers and resources.gpus_per_worker != 0
-    free = max(1, int(total.get("CPU", 1)) - 1)
-    if resources.train_workers > free and not gpu:
-        raise InputError(f"resources.train_workers: {resources.train_workers} workers need as many cores, {free} are free")
-    cpus = 1 if gpu else min(resources.cpus_per_worker or free, max(1, free // resources.train_workers))
+    shared_or_refuse(job.scratch)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    gpu = gpus > 0 and resources.gpus_per_worker != 0
+    free = max(1, int(sum(node.get("CPU", 0) for node in nodes)) - 1)
+    if resources.train_workers > (gpus if gpu else free):
+        raise InputError(
+            f"resources.train_workers: {resources.train_workers} workers need as many {'GPUs' if gpu else 'cores'}, "
+            f"{gpus if gpu else free} are free"
+        )
+    largest = max(1, min(free, int(max(node.get("CPU", 1) for node in nodes))))
+    cpus = 1 if gpu else min(resources.cpus_per_worker or largest, largest, max(1, free // resources.train_workers))
     # A name of its own for each attempt: the loop's checkpoints are ours, Ray's own state would only go stale.
     storage = (job.scratch / "ray").uri if job.scratch.is_local else None
     trainer = TorchTrainer(

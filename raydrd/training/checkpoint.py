@@ -55,7 +55,7 @@ def restore(folder: Folder, *, step: int, model: nn.Module, optimizer: torch.opt
     for name, parameter in model.named_parameters():
         if name in groups:
             fields = groups[name]
-            state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in fields.items()}
+            state[parameter] = {k: v.to(parameter.device) for k, v in fields.items()}
     optimizer.state.clear()
     optimizer.state.update(state)
     return [list(row) for row in json.loads(header["__metadata__"]["curve"])]

@@ -24,7 +24,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous()
+        total = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total[dist.get_rank() * ctx.rows : (dist.get_rank() + 1) * ctx.rows]
 
@@ -41,7 +41,10 @@ class Alone:
         return counts
 
     def sum_gradients(self, model: nn.Module) -> None:
-        return
+        """Nothing to add; a parameter without a gradient gets zeros, as it does among several ranks."""
+        for p in model.parameters():
+            if p.requires_grad and p.grad is None:
+                p.grad = torch.zeros_like(p)
 
     def agreed(self, value: int) -> int:
         return value

@@ -55,7 +55,9 @@ class Texts:
     def __init__(self, path: Path, layout: Layout, tokens: dict[str, TokenReader], budget: int) -> None:
         from transformers import AutoTokenizer
 
-        self.special = SpecialTokens.of(AutoTokenizer.from_pretrained(path / layout.passage_folder, local_files_only=True))
+        self.special = SpecialTokens.of(
+            AutoTokenizer.from_pretrained(path / layout.passage_folder, local_files_only=True, trust_remote_code=False)
+        )
         self.layout, self.tokens, self.budget = layout, tokens, budget
 
     def chunks(self, rows: dict[str, Tensor]) -> list[Chunk]:
