@@ -281,6 +281,16 @@ def test_sources_are_joined_rank_by_rank(store: Store) -> None:
     assert whole(store.run(join_candidates, sources=[b, a], depth=2))["doc_rows"].to_pylist() == [[2, 1], [6, 5], [7]]
 
 
+def test_a_run_that_leaves_queries_out_is_not_joined_by_place(store: Store) -> None:
+    full = put(store, "a", _candidates([[1], [2], [3]]))
+    part = put(store, "b", _candidates([[4], [5]]))
+    with pytest.raises(InputError, match=r"data.run leaves out train queries"):
+        store.run(join_candidates, sources=[full, part], depth=4)
+    other = put(store, "c", _candidates([[4], [5], [6]]).set_column(0, CANDIDATES.field(0), pa.array([0, 2, 3])))
+    with pytest.raises(StageError, match="the sources rank different queries"):
+        store.run(join_candidates, sources=[full, other], depth=4)
+
+
 # -- score -----------------------------------------------------------------------------------------------
 
 
@@ -443,6 +453,12 @@ def test_a_dev_sample_keeps_all_judged_passages_under_their_new_numbers(store: S
         assert [small[r]["doc_id"] for r in query["doc_rows"]] == [ids[r] for r in full[query["query_id"]]["doc_rows"]]
     again = store.run(sample_dev, data=data, passages=20, queries=3, seed=1)
     assert table(again, "corpus").slice(0, 20).to_pylist() != small
+
+
+def test_a_collection_without_dev_queries_has_an_empty_dev_sample(store: Store, toy: Path) -> None:
+    data = Data(path=str(toy / "data"), dev_split=None)
+    made = store.run(sample_dev, data=store.run(load, data=Located(digest(data), data)), passages=20, queries=3, seed=0)
+    assert table(made, "queries/dev").rows == 0 and table(made, "corpus").rows == 20
 
 
 def test_made_queries_come_after_the_labelled_ones_without_positives(store: Store, toy: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from raydrd.cluster import Cluster
 from raydrd.config import Resources
+from raydrd.errors import InputError
 from raydrd.storage import Folder, _filesystem, cache_home
 from raydrd.store import MANIFEST, Store, Work, stage
 
@@ -131,8 +132,7 @@ def test_of_many_creators_exactly_one_wins(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["m.json"]  # no drafts left
 
 
-def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
-    folder = Folder.of(tmp_path)
+def test_a_writer_that_fails_leaves_what_was_there(folder: Folder) -> None:
     folder.write_bytes("kept", b"old")
     for name in ("kept", "new"):
         with pytest.raises(RuntimeError, match="disk"), folder.writing(name) as stream:
@@ -140,7 +140,16 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
             assert set(folder.files()) == {"kept"}  # not visible while it is being written
             raise RuntimeError("disk")
     assert folder.read_bytes("kept") == b"old"
-    assert os.listdir(tmp_path) == ["kept"]
+    assert set(folder.files()) == {"kept"}
+    if folder.is_local:
+        assert os.listdir(folder.uri) == ["kept"]
+
+
+@pytest.mark.parametrize("address", ["s3://KEY:SECRET@bucket/x", "s3://bucket/x?access_key=K&secret_key=S"])
+def test_an_address_with_credentials_is_refused(address: str) -> None:
+    with pytest.raises(InputError, match="put them into the environment") as caught:
+        Folder.of(address)
+    assert "SECRET" not in str(caught.value) and "secret_key=S" not in str(caught.value)
 
 
 WRITER = """
