@@ -411,7 +411,7 @@ def test_lists_do_not_depend_on_how_the_work_was_cut(
         monkeypatch.setattr(module, "pending", lambda work, rows, _, ending, n=size: plan(work, rows, n, ending))
         other = with_resources(store, tmp_path / str(size))
         made = other.run(assemble, scored=_scored(other, 24, 10), data=data, rule=rule)
-        assert made.metrics["rows"] == 24 and made.metrics["passages"] == 24 * 12
+        assert made.metrics["rows"] == 24
         found.append(str(whole(made).to_pylist()))  # as text: an unscored positive's NaN equals itself
     assert found[0] == found[1] == found[2]
     reseeded = store.run(assemble, scored=_scored(store, 24, 10), data=data, rule=rule.model_copy(update={"seed": 1}))

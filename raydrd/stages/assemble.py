@@ -10,7 +10,7 @@ import pyarrow as pa
 from raydrd.lists import GradedList, Row, TopAndSampled
 from raydrd.parts import Parts
 from raydrd.stages.load import table
-from raydrd.stages.shards import parts_of, pending
+from raydrd.stages.shards import parts_of, pending, rows_written
 from raydrd.storage import Folder
 from raydrd.store import Artifact, Work, stage
 from raydrd.tables import LISTS
@@ -50,7 +50,7 @@ class Assembler:
 def assemble(work: Work, *, scored: Artifact, data: Artifact, rule: GradedList | TopAndSampled) -> dict[str, Any]:
     """Training lists of every scored train query that the rule does not drop."""
     candidates = parts_of(scored)
-    results = work.cluster.map(
+    work.cluster.map(
         Assembler,
         {"scored": candidates, "queries": table(data, "queries/train"), "out": work.shards, "rule": rule},
         pending(work, candidates.rows, 10_000, "parquet"),
@@ -60,5 +60,4 @@ def assemble(work: Work, *, scored: Artifact, data: Artifact, rule: GradedList |
         inline=candidates.rows <= 20_000,
         models=False,
     )
-    lists = sum(result["lists"] for result in results)
-    return {"rows": lists, "unit": "lists", "passages": sum(result["passages"] for result in results)}
+    return {"rows": rows_written(work), "unit": "lists"}

@@ -44,7 +44,7 @@ def load(work: Work, *, data: Located) -> dict[str, Any]:
         label=work.label,
         unit="collection",
         marks=work.shards / "attempts",
-        inline=True,
+        inline=work.cluster.is_local,
         models=False,
     )
     metrics = dict(results[0]["metrics"])

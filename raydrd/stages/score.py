@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from raydrd.batching import SpecialTokens, token_batches
 from raydrd.layout import tokenizer_digest
-from raydrd.parts import Parts, TokenReader, VectorReader, part_name
+from raydrd.parts import Parts, TokenReader, VectorReader, part_name, ranges
 from raydrd.precision import Precision
 from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of, pending
@@ -209,21 +209,43 @@ def rerank(work: Work, *, scored: Artifact, k: int) -> dict[str, Any]:
     return {"rows": found.rows, "unit": "queries"}
 
 
+class ScoreTaker:
+    """Ready-made scores (query row, passage row, score) as scored candidates, one row a query."""
+
+    def __init__(self, *, given: Parts, out: Folder) -> None:
+        self.given, self.out = given, out
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        rows = pa.concat_tables(part for _, part in self.given.each())
+        query_rows, doc_rows = rows["query_row"].to_numpy(), rows["doc_row"].to_numpy()
+        scores = rows["score"].to_numpy().astype(np.float32)
+        order = np.lexsort((doc_rows, -scores, query_rows))
+        queries, starts = np.unique(query_rows[order], return_index=True)
+        offsets = np.append(starts, len(order))
+        for lo, hi in ranges(len(queries), 20_000):
+            inside = order[offsets[lo] : offsets[hi]]
+            cuts = pa.array(offsets[lo : hi + 1] - offsets[lo], pa.int32())
+            docs = pa.ListArray.from_arrays(cuts, pa.array(doc_rows[inside], pa.int64()))
+            teacher = pa.ListArray.from_arrays(cuts, pa.array(scores[inside]))
+            columns = [pa.array(queries[lo:hi], pa.int64()), docs, teacher, teacher]
+            self.out.write_table(part_name(lo, hi, "parquet"), pa.table(columns, schema=SCORED))
+        return {"queries": len(queries), "pairs": len(order)}
+
+
 @stage(version=1)
 def take_scores(work: Work, *, data: Artifact) -> dict[str, Any]:
     """The ready-made teacher scores that came with the collection: each query's scored passages are its candidates.
 
     Passages by descending score, ties by row; the retriever's own score is not known and set to the teacher's.
     """
-    given = table(data, "scores/train")
-    rows = pa.concat_tables(part for _, part in given.each())
-    query_rows, doc_rows = rows["query_row"].to_numpy(), rows["doc_row"].to_numpy()
-    scores = rows["score"].to_numpy().astype(np.float32)
-    order = np.lexsort((doc_rows, -scores, query_rows))
-    queries, starts = np.unique(query_rows[order], return_index=True)
-    offsets = pa.array(np.append(starts, len(order)), pa.int32())
-    docs = pa.ListArray.from_arrays(offsets, pa.array(doc_rows[order], pa.int64()))
-    teacher = pa.ListArray.from_arrays(offsets, pa.array(scores[order]))
-    out = pa.table([pa.array(queries, pa.int64()), docs, teacher, teacher], schema=SCORED)
-    work.shards.write_table(part_name(0, out.num_rows, "parquet"), out)
-    return {"rows": out.num_rows, "unit": "queries", "pairs": len(order)}
+    results = work.cluster.map(
+        ScoreTaker,
+        {"given": table(data, "scores/train"), "out": work.shards},
+        [{"name": "all", "rows": 1}],
+        label=work.label,
+        unit="tables",
+        marks=work.shards / "attempts",
+        inline=work.cluster.is_local,
+        models=False,
+    )
+    return {"rows": results[0]["queries"], "unit": "queries", "pairs": results[0]["pairs"]}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from raydrd.parts import Parts, found_ranges, part_name, ranges
 from raydrd.store import Artifact, Work
 
@@ -20,6 +22,16 @@ def pending(work: Work, rows: int, size: int, ending: str = "arrow") -> list[dic
             shards.append({"name": part_name(at + a, at + b, ending), "lo": at + a, "hi": at + b, "rows": b - a})
         at = max(at, hi)
     return shards
+
+
+def rows_written(work: Work) -> int:
+    """Rows in all Parquet parts so far, this attempt's and those of one that was killed: read from their footers."""
+    total = 0
+    for name in work.shards.files():
+        if found_ranges([name]) and name.endswith(".parquet"):
+            with work.shards.reading(name) as stream:
+                total += int(pq.read_metadata(stream).num_rows)
+    return total
 
 
 def parts_of(artifact: Artifact) -> Parts:
