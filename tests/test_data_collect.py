@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from raydrd.data.guess import guess
 from raydrd.data.ids import Ids, fingerprint
 from raydrd.data.spec import Data
 from raydrd.errors import InputError
+from raydrd.parts import part_name
 from raydrd.storage import Folder
 from raydrd.tables import CANDIDATES, CORPUS, QUERIES, check
 
@@ -57,8 +59,9 @@ def write(path: Path, text: str, zipped: bool) -> None:
 def table(out: Path, folder: str, schema: pa.Schema) -> list[dict[str, Any]]:
     """Rows of a written table, parts in order; its schema must be exactly the contract's."""
     parts = sorted((out / folder).iterdir())
-    assert [part.name for part in parts] == [f"part-{i:05d}.parquet" for i in range(len(parts))]
     tables = [pq.ParquetFile(part).read() for part in parts]
+    ends = np.cumsum([0, *(part.num_rows for part in tables)]).tolist()
+    assert [part.name for part in parts] == [part_name(lo, hi, "parquet") for lo, hi in pairwise(ends)]
     assert all(part.schema.equals(schema) for part in tables)
     rows: list[dict[str, Any]] = pa.concat_tables(check(part, schema, folder) for part in tables).to_pylist()
     return rows

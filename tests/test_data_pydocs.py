@@ -139,8 +139,9 @@ def test_collect_writes_docstrings_like_any_collection(tmp_path: Path) -> None:
     assert abs(metrics["train"] - 140) < 26 and abs(metrics["dev"] - 20) < 17 and abs(metrics["test"] - 40) < 23
     assert (metrics["warning_count"], metrics["python_files"], metrics["dev_carved"]) == (0, 1, False)
     out = Folder.of(tmp_path / "out")
-    corpus = out.read_table("corpus/part-00000.parquet").to_pylist()
-    for row in out.read_table("queries/test/part-00000.parquet").to_pylist():
+    files = {name.rpartition("/")[0]: name for name in out.files()}
+    corpus = out.read_table(files["corpus"]).to_pylist()
+    for row in out.read_table(files["queries/test"]).to_pylist():
         ((doc,), (grade,)) = row["doc_rows"], row["grades"]
         name = corpus[doc]["doc_id"]
         number = name.removeprefix("many.f")
