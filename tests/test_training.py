@@ -86,7 +86,7 @@ def gradients(job: Job, *, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, 
     path = job.start.local_folder()
     model = load_biencoder(path).train()
     if job.config.gradient_checkpointing:
-        model.passage.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        model.passage.backbone.activation_checkpointing_enable({"use_reentrant": False})
     source = job.examples.open()
     readers = {role: TokenReader(parts) for role, parts in job.examples.tokens.items()}
     texts = Texts(path, read_layout(path), readers, job.tokens_per_batch or 4096)
