@@ -120,6 +120,21 @@ class SpecialTokens:
         keep_q, keep_p = longest_first(len(q_ids), len(p_ids), _room(max_len, self.pair_overhead))
         return self.pair_template.fill((q_ids[:keep_q], p_ids[:keep_p]), self.has_types)
 
+    def duel(self, q_ids: Ids, a_ids: Ids, b_ids: Ids, max_len: int) -> Encoded:
+        """A query and two passages: the pair template around q and `a [SEP] b`, both passages cut alike.
+
+        The query keeps at most a third of the room, so that two long passages cannot be pushed out by a long query.
+
+        Raises:
+            ValueError: `max_len` has no room for the special tokens.
+        """
+        between = self.pair_template.runs[1]
+        room = _room(max_len, self.pair_overhead + len(between))
+        keep_q = min(len(q_ids), max(room // 3, room - len(a_ids) - len(b_ids)))
+        keep_a, keep_b = longest_first(len(a_ids), len(b_ids), room - keep_q)
+        both = np.concatenate([a_ids[:keep_a], between, b_ids[:keep_b]])
+        return self.pair_template.fill((q_ids[:keep_q], both), self.has_types)
+
     def single_lengths(self, lengths: NDArray[np.int64], max_len: int) -> NDArray[np.int64]:
         """Lengths that `single` gives texts of these lengths."""
         kept: NDArray[np.int64] = np.minimum(lengths, _room(max_len, self.single_overhead))

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 EPILOG = """examples:
@@ -14,10 +14,20 @@ EPILOG = """examples:
   raydrd run configs/beir/cldrd.yaml data.path=path/to/scifact
   raydrd run configs/beir/cldrd.yaml data.path=s3://bucket/scifact --store s3://bucket/raydrd
   raydrd search runs/quickstart "parse a date string"
+  raydrd compare runs/quickstart:bm25 runs/quickstart
   raydrd check path/to/collection
 
 Run the same command again to resume: what is finished is found in the store and not made again.
 exit codes: 0 done, 1 a stage gave up, 2 something in the config or the data must be changed."""
+
+COMPARE_EPILOG = """examples:
+  raydrd compare runs/a runs/b
+  raydrd compare runs/a:student_before runs/a runs/a:teacher --metric RR@10
+  raydrd compare runs/a runs/b runs/c --all --html compare.html --latex compare.tex
+  raydrd compare runs/a runs/b --common --json -
+
+p is of a paired randomisation test, with Holm's correction for all comparisons made.
+exit codes: 0 compared, whatever was found; 2 something in the command must be changed."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +61,24 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("-k", type=int, default=10, help="passages to show (default: 10)")
     search.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
+    compare = verbs.add_parser(
+        "compare",
+        help="runs against one another on the same queries, with intervals and tests",
+        description="Compare systems of runs on the same queries; the first RUN is the baseline. "
+        "RUN is a run folder (its final student) or RUN:SYSTEM with bm25, student_before, teacher or student.",
+        epilog=COMPARE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compare.add_argument("runs", nargs="*", metavar="RUN", help="two or more, for example runs/a runs/b runs/b:teacher")
+    compare.add_argument("--metric", help="the main metric (default: the first of the first run)")
+    compare.add_argument("--all", action="store_true", help="compare all pairs, not only each run with the first")
+    compare.add_argument("--common", action="store_true", help="runs over different queries: compare on those all runs share")
+    compare.add_argument("--samples", type=int, default=10_000, help="bootstrap and randomisation samples (default: 10000)")
+    compare.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+    compare.add_argument("--html", metavar="FILE", help="also write a page")
+    compare.add_argument("--json", metavar="FILE", help="also write the numbers; - for standard output")
+    compare.add_argument("--latex", metavar="FILE", help="also write a booktabs table")
+
     check = verbs.add_parser("check", help="read a collection and say everything that is wrong with it")
     check.add_argument("folder", help="a BEIR, MS MARCO or Parquet folder")
     check.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -70,7 +98,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raydrd.errors import InputError, StageError
 
     try:
-        verb: Any = {"run": _run, "evaluate": _evaluate, "search": _search, "check": _check, "why": _why, "recipes": _recipes}
+        verb: Any = {
+            "run": _run,
+            "evaluate": _evaluate,
+            "search": _search,
+            "compare": _compare,
+            "check": _check,
+            "why": _why,
+            "recipes": _recipes,
+        }
         return int(verb[arguments.verb](arguments))
     except InputError as error:
         print(f"raydrd: {error}" if "\n" not in str(error) else f"raydrd:\n{error}", file=sys.stderr)
@@ -130,6 +166,46 @@ def _search(arguments: argparse.Namespace) -> int:
         if text:
             print(f"     {text[:160]}{' ...' if len(text) > 160 else ''}")
     return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from raydrd.comparing import compare_runs
+    from raydrd.report import versus
+
+    found = compare_runs(
+        arguments.runs,
+        metric=arguments.metric,
+        all_pairs=arguments.all,
+        common=arguments.common,
+        samples=arguments.samples,
+        seed=arguments.seed,
+    )
+    as_json = json.dumps({"verdict": versus.verdict(found), **found}, indent=2, ensure_ascii=False)
+    _write("--html", arguments.html, lambda: versus.render(found))
+    _write("--latex", arguments.latex, lambda: versus.latex(found))
+    if arguments.json == "-":
+        print(as_json)
+        return 0
+    _write("--json", arguments.json, lambda: f"{as_json}\n")
+    print(versus.terminal(found))
+    return 0
+
+
+def _write(option: str, path: str | None, text: Callable[[], str]) -> None:
+    """Write the text to the file an option names, whole or not at all; nothing without a name."""
+    if not path:
+        return
+    from pathlib import Path
+
+    from raydrd.errors import InputError
+    from raydrd.storage import Folder
+
+    if path == "-" or not Path(path).name:
+        raise InputError(f"{option} {path}: write the name of a file; only --json writes to standard output with -")
+    try:
+        Folder.of(Path(path).parent).write_bytes(Path(path).name, text().encode("utf-8", errors="backslashreplace"))
+    except OSError as error:
+        raise InputError(f"{option} {path}: cannot be written ({error.strerror or error}); name another file") from error
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -29,11 +29,16 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
         """Vectors [B, D], float32; unit length when the layout normalises."""
-        states = self.backbone(input_ids=input_ids_BT, attention_mask=attention_mask_BT).last_hidden_state
+        states = self.states(input_ids_BT, attention_mask_BT)
         vectors = pool(states, attention_mask_BT, self.layout.pooling).float()
         for layer in self.dense:
             vectors = layer(vectors)
         return nn.functional.normalize(vectors, dim=-1) if self.layout.normalize else vectors
+
+    def states(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+        """Last hidden states [B, T, H] of all tokens."""
+        found: Tensor = self.backbone(input_ids=input_ids_BT, attention_mask=attention_mask_BT).last_hidden_state
+        return found
 
     @property
     def width(self) -> int:
@@ -55,9 +60,20 @@ class BiEncoder(nn.Module):
     def layout(self) -> Layout:
         return self.passage.layout
 
-    def forward(self, batches: list[tuple[str, Tensor, Tensor]]) -> list[Tensor]:
-        """Vectors of several batches (role, input_ids, attention_mask) in one call, as DDP wants it."""
-        return [(self.query if role == "query" else self.passage)(ids, mask) for role, ids, mask in batches]
+    def forward(self, batches: list[tuple[str, dict[str, Tensor]]]) -> list[Tensor]:
+        """Vectors of several batches (role, model inputs) in one call."""
+        return [self.tower(role)(inputs["input_ids"], inputs["attention_mask"]) for role, inputs in batches]
+
+    def tower(self, role: str) -> Encoder:
+        return self.query if role == "query" else self.passage
+
+    @property
+    def width(self) -> int:
+        return self.passage.width
+
+    def bodies(self) -> list[PreTrainedModel]:
+        """The transformers of both towers; one where they are shared."""
+        return list({id(t): t.backbone for t in (self.query, self.passage)}.values())
 
 
 def pool(states_BTH: Tensor, mask_BT: Tensor, how: str) -> Tensor:
@@ -124,7 +140,7 @@ def load_biencoder(path: Path) -> BiEncoder:
     return BiEncoder(query, load_tower(path, layout, "passage"))
 
 
-def kept_layers(layers: int | tuple[int, ...], total: int) -> tuple[int, ...]:
+def kept_layers(layers: int | tuple[int, ...], total: int, name: str = "student.layers") -> tuple[int, ...]:
     """Which layers a cut keeps: the ones named, or that many evenly spaced from the first to the last.
 
     The last layer is always among them: pooling was trained to read its output. `layers: 1` keeps the last.
@@ -134,34 +150,36 @@ def kept_layers(layers: int | tuple[int, ...], total: int) -> tuple[int, ...]:
     """
     if isinstance(layers, int):
         if not 1 <= layers <= total:
-            raise InputError(f"student.layers: {layers}: the model has {total} layers; write 1 to {total}, or a list")
+            raise InputError(f"{name}: {layers}: the model has {total} layers; write 1 to {total}, or a list")
         if layers == 1:
             return (total - 1,)
         return tuple(round(step * (total - 1) / (layers - 1)) for step in range(layers))
     wrong = [layer for layer in layers if not 0 <= layer < total]
     if wrong or not layers or list(layers) != sorted(set(layers)):
-        raise InputError(
-            f"student.layers: {list(layers)}: write ascending numbers from 0 to {total - 1}, for example [0, {total - 1}]"
-        )
+        raise InputError(f"{name}: {list(layers)}: write ascending numbers from 0 to {total - 1}, for example [0, {total - 1}]")
     return layers
 
 
 def cut(encoder: Encoder, layers: int | tuple[int, ...]) -> None:
-    """Keep only some transformer layers, in place.
+    """Keep only some transformer layers of a tower, in place."""
+    cut_layers(encoder.backbone, layers)
+
+
+def cut_layers(body: Any, layers: int | tuple[int, ...], name: str = "student.layers") -> None:
+    """Keep only some layers of a transformer, in place.
 
     Raises:
         InputError: the layers cannot be found, or the choice is impossible.
     """
-    body = encoder.backbone
-    lists = [(name, part) for name, part in body.named_modules() if isinstance(part, nn.ModuleList)]
+    lists = [(label, part) for label, part in body.named_modules() if isinstance(part, nn.ModuleList)]
     total = int(body.config.num_hidden_layers)
-    found = [(name, part) for name, part in lists if len(part) == total]
+    found = [(label, part) for label, part in lists if len(part) == total]
     if len(found) != 1:
-        raise InputError(f"student.layers: cannot tell which of {[name for name, _ in lists]} are the {total} layers to cut")
-    name, blocks = found[0]
-    keep = kept_layers(layers, total)
-    parent = body.get_submodule(name.rpartition(".")[0]) if "." in name else body
-    setattr(parent, name.rpartition(".")[2], nn.ModuleList(blocks[layer] for layer in keep))
+        raise InputError(f"{name}: cannot tell which of {[label for label, _ in lists]} are the {total} layers to cut")
+    label, blocks = found[0]
+    keep = kept_layers(layers, total, name)
+    parent = body.get_submodule(label.rpartition(".")[0]) if "." in label else body
+    setattr(parent, label.rpartition(".")[2], nn.ModuleList(blocks[layer] for layer in keep))
     body.config.num_hidden_layers = len(keep)
     if getattr(body.config, "layer_types", None):
         body.config.layer_types = [body.config.layer_types[layer] for layer in keep]

@@ -282,6 +282,11 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
+def describe_reranker(folder: Path) -> dict[str, Any]:
+    """What the planner must know about a cross-encoder's folder without loading it."""
+    return {"tokenizer": tokenizer_digest(folder), "size_mb": sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e6}
+
+
 def tokenizer_digest(folder: Path) -> str:
     """sha256 of the files that decide which ids a text gets (limits and paddings do not)."""
     if (folder / "router_config.json").exists():

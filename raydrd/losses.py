@@ -57,8 +57,13 @@ def listwise_kl(
     teacher_temperature: float = 1.0,
     scale_by_t2: bool = False,
     mask_QN: Tensor | None = None,
+    target_mask_QN: Tensor | None = None,
+    weights_Q: Tensor | None = None,
 ) -> Loss:
     """KL(softmax(teacher / T_t) || softmax(student / T_s)) summed over lists; `count`: lists with a passage.
+
+    `target_mask_QN`: where the teacher's share may lie, if not everywhere in the mask (PairDistill's DPR form: other
+    queries' passages stand in the student's softmax only). `weights_Q` multiply each list's loss, not the count.
 
     One temperature on both sides with `scale_by_t2` is PROD's kd (Lin et al., WWW 2023); a student
     temperature only is PairDistill's L_KD (Huang and Chen, EMNLP 2024). A passage whose teacher score is
@@ -76,25 +81,62 @@ def listwise_kl(
         )
     mask_QN = _mask(scores_QN, mask_QN)
     with torch.no_grad():
-        target_QN = _log_softmax(_clean(teacher_QN, mask_QN) / teacher_temperature, mask_QN)
-        shares_QN = target_QN.exp() * mask_QN
+        taught_QN = mask_QN if target_mask_QN is None else mask_QN & target_mask_QN
+        target_QN = _log_softmax(_clean(teacher_QN, taught_QN) / teacher_temperature, taught_QN)
+        shares_QN = target_QN.exp() * taught_QN
     student_QN = _log_softmax(_clean(scores_QN, mask_QN) / student_temperature, mask_QN)
-    total = (shares_QN * (target_QN - student_QN)).sum()
+    lists_Q = (shares_QN * (target_QN - student_QN)).sum(dim=1)
+    total = (lists_Q if weights_Q is None else lists_Q * weights_Q).sum()
     scale = student_temperature**2 if scale_by_t2 else 1.0
-    return total * scale, float(mask_QN.any(dim=1).sum())
+    return total * scale, float(taught_QN.any(dim=1).sum())
 
 
-def contrastive(scores_QM: Tensor, *, positive: int | Tensor = 0, mask_QM: Tensor | None = None) -> Loss:
+def contrastive(
+    scores_QM: Tensor,
+    *,
+    positive: int | Tensor = 0,
+    mask_QM: Tensor | None = None,
+    weights_Q: Tensor | None = None,
+) -> Loss:
     """InfoNCE: -log softmax of the positive's column (one for all, or int64 [Q]); the mask limits the
     denominator.
 
-    `count` is the queries whose positive is not masked; the others add nothing.
+    `count` is the queries whose positive is not masked; the others add nothing. `weights_Q` multiply each query's
+    loss, not the count.
     """
     mask_QM = _mask(scores_QM, mask_QM)
     columns_Q = torch.as_tensor(positive, dtype=torch.int64, device=scores_QM.device).expand(len(scores_QM))
     counts_Q = mask_QM.gather(1, columns_Q[:, None])[:, 0]
     logs_QM = _log_softmax(_clean(scores_QM, mask_QM), mask_QM)
-    return -(logs_QM.gather(1, columns_Q[:, None])[:, 0] * counts_Q).sum(), float(counts_Q.sum())
+    weighted_Q = counts_Q if weights_Q is None else counts_Q * weights_Q
+    return -(logs_QM.gather(1, columns_Q[:, None])[:, 0] * weighted_Q).sum(), float(counts_Q.sum())
+
+
+def pair_kl(scores_QN: Tensor, pairs_P3: Tensor, p_P: Tensor, *, temperature: float = 1.0) -> Loss:
+    """KL([p, 1-p] || [sigmoid(d), 1 - sigmoid(d)]) with d = (s_i - s_j) / temperature, summed over pairs (PairDistill).
+
+    Huang and Chen, EMNLP 2024. `pairs_P3` int64 rows (query, i, j), `p_P` = P(i is better than j); `count` is the number
+    of pairs: the mean is over pairs, not over queries. The stable form p softplus(-d) + (1 - p) softplus(d) - H(p) is
+    finite at p = 0 and p = 1; no pairs give 0 with a graph.
+
+    Raises:
+        ValueError: the temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    scores_QN = scores_QN.float() if scores_QN.dtype in (torch.float16, torch.bfloat16) else scores_QN
+    query_P, left_P, right_P = pairs_P3.unbind(1)
+    gaps_P = (scores_QN[query_P, left_P] - scores_QN[query_P, right_P]) / temperature
+    p_P = p_P.to(gaps_P.dtype)
+    entropy_P = -torch.xlogy(p_P, p_P) - torch.xlogy(1 - p_P, 1 - p_P)
+    losses_P = p_P * softplus(-gaps_P) + (1 - p_P) * softplus(gaps_P) - entropy_P
+    return losses_P.sum(), float(len(p_P))
+
+
+def logistic(logits_P: Tensor, p_P: Tensor) -> Loss:
+    """Binary cross-entropy of sigmoid(logit) against p, summed: how a pairwise cross-encoder learns from labels."""
+    total = (p_P * softplus(-logits_P) + (1 - p_P) * softplus(logits_P)).sum()
+    return total, float(len(p_P))
 
 
 def margin_mse(scores_QN: Tensor, teacher_QN: Tensor, mask_QN: Tensor | None = None) -> Loss:

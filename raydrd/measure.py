@@ -21,7 +21,8 @@ def evaluate_model(model: str, data: str, split: str, *, store: str | None, ray:
     from raydrd.cluster import Cluster
     from raydrd.data.guess import guess
     from raydrd.data.spec import Data
-    from raydrd.flow import located_data, vectors
+    from raydrd.flow.lab import located_data
+    from raydrd.flow.retrieve import vectors
     from raydrd.layout import read_layout
     from raydrd.precision import resolve
     from raydrd.session import DEFAULT_STORE

@@ -118,10 +118,51 @@ class Parts:
         return np.searchsorted(self._starts, rows, side="right") - 1
 
 
+@dataclass(frozen=True)
+class Chain:
+    """Several tables as one: the rows of each follow those of the one before. Read like `Parts`."""
+
+    tables: tuple[Parts, ...]
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        return tuple(part for part, _, _ in self._owners)
+
+    @cached_property
+    def _owners(self) -> list[tuple[Part, Parts, Part]]:
+        found, at = [], 0
+        for table in self.tables:
+            found += [(Part(p.name, p.lo + at, p.hi + at), table, p) for p in table.parts]
+            at += table.rows
+        return found
+
+    @property
+    def rows(self) -> int:
+        return sum(table.rows for table in self.tables)
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.array([part.lo for part in self.parts], dtype=np.int64)
+
+    def read(self, part: Part, columns: list[str] | None = None) -> pa.Table:
+        owner, own = next((owner, own) for shifted, owner, own in self._owners if shifted == part)
+        return owner.read(own, columns)
+
+    def locate(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """For each row, the number of the part that holds it.
+
+        Raises:
+            IndexError: a row outside the tables.
+        """
+        if len(rows) and (rows.min() < 0 or rows.max() >= self.rows):
+            raise IndexError(f"row {int(rows.max())} is outside the {self.rows} there are")
+        return np.searchsorted(self._starts, rows, side="right") - 1
+
+
 class TokenReader:
     """Token ids by row, straight from memory-mapped parts; nothing is copied until a text is asked for."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts | Chain) -> None:
         self.parts = parts
         self._open: dict[int, tuple[NDArray[np.int64], NDArray[np.int32]]] = {}
 
@@ -160,7 +201,7 @@ class TokenReader:
 class VectorReader:
     """Vectors by row, from memory-mapped parts; float32 [rows, D] out, whatever they were stored in."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts | Chain) -> None:
         self.parts = parts
         self._open: dict[int, NDArray[np.floating]] = {}
 

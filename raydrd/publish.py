@@ -18,9 +18,13 @@ import yaml
 
 from raydrd.card import model_card
 from raydrd.errors import InputError
-from raydrd.flow import Lab, bm25, judge, retrieve, teacher_run, tokens, vectors
+from raydrd.flow.judge import judge
+from raydrd.flow.lab import Lab
+from raydrd.flow.retrieve import bm25, retrieve, tokens, vectors
+from raydrd.flow.teach import teacher_run
 from raydrd.provenance import provenance
 from raydrd.report.page import write_page
+from raydrd.slices import traits
 from raydrd.stages.adopt import layout_of, model_folder
 from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of
@@ -68,6 +72,8 @@ def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[s
         "queries": values["student"].num_rows,
         "stages": _stages(lab),
         "curve": _curve(lab),
+        "preflight": lab.preflights,
+        "facts": lab.facts,
         "examples": _examples(lab, values, before, after),
         "provenance": {
             **provenance(),
@@ -75,7 +81,7 @@ def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[s
             "precision": lab.precision,
             "data_digest": lab.data.id,
             "student": f"{cfg.student.model} ({lab.start.id})",
-            "teacher": f"{cfg.teacher.model} ({lab.teacher.id})" if lab.teacher else cfg.teacher.model,
+            "teacher": f"{lab.teacher.name} ({lab.teacher.identity})" if lab.teacher.identity else lab.teacher.name,
             "export_difference": verified.metrics["difference"],
         },
         "store": lab.store.root.uri,
@@ -95,8 +101,7 @@ def _table(artifact: Artifact) -> pa.Table:
 
 
 def _seed(cfg: Any) -> Any:
-    steps = getattr(cfg, "curriculum", ())
-    return steps[0].train.seed if steps else None
+    return cfg.trainings()[0].seed
 
 
 def _data(lab: Lab) -> dict[str, Any]:
@@ -113,9 +118,11 @@ def _systems(lab: Lab, values: dict[str, pa.Table], student: Artifact, how: str)
     speed = {
         "student_before": _speed(lab, lab.start),
         "student": _speed(lab, student),
-        "teacher": _speed(lab, lab.teacher) if lab.teacher else None,
+        "teacher": _speed(lab, lab.teacher.model) if lab.teacher.model else None,
     }
-    models = {"student_before": lab.start, "student": student} | ({"teacher": lab.teacher} if lab.teacher else {})
+    sizes = {"student_before": lab.start.metrics["size_mb"], "student": student.metrics["size_mb"]}
+    own = [t.model.metrics["size_mb"] for t in (lab.teacher, *lab.teacher.members) if t.model]
+    sizes |= {"teacher": sum(own)} if own else {}
     about = {
         "bm25": "bm25s, Lucene's formula, k1 1.2, b 0.75, English stems",
         "student_before": _about(lab.start),
@@ -130,7 +137,7 @@ def _systems(lab: Lab, values: dict[str, pa.Table], student: Artifact, how: str)
         found[name] = {
             **{metric: float(np.mean(v)) for metric, v in numbers.items()},
             "passages_per_s": speed.get(name),
-            "size_mb": models[name].metrics["size_mb"] if name in models else None,
+            "size_mb": sizes.get(name),
             "description": about[name],
             "intervals": {
                 metric: list(bootstrap_interval(v, seed=seed, samples=lab.cfg.evaluation.samples))
@@ -306,9 +313,10 @@ def _trec(lab: Lab, run: Artifact) -> Iterator[str]:
 
 
 def _per_query(lab: Lab, values: dict[str, pa.Table]) -> pa.Table:
-    queries = table(lab.data, "queries/test")
-    rows = values["student"]["query_row"]
-    columns: dict[str, Any] = {"query_id": queries.slice(0, queries.rows)["query_id"].take(rows)}
+    """Every metric of every system by query, and what `raydrd compare` cuts queries by: the store may be gone then."""
+    rows = values["student"]["query_row"].to_numpy()
+    about = traits(table(lab.data, "queries/test"), table(lab.data, "corpus"), rows=rows)
+    columns: dict[str, Any] = {name: about[name] for name in about.column_names}
     for name, found in values.items():
         columns.update({f"{name} {metric}": found[metric] for metric in found.column_names if metric != "query_row"})
     return pa.table(columns)

@@ -46,7 +46,7 @@ def run(path: str, assignments: list[str], *, out: str | None, store: str | None
         InputError: config, data or models are wrong; before any work.
         StageError: a stage gave up.
     """
-    from raydrd.flow import open_lab
+    from raydrd.flow.lab import open_lab
     from raydrd.publish import publish
     from raydrd.recipes import RECIPES
 

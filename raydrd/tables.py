@@ -36,13 +36,41 @@ CANDIDATES = pa.schema(
 # Candidates with the teacher's raw logits beside them.
 SCORED = CANDIDATES.append(pa.field("teacher_scores", pa.list_(pa.float32())))
 
-# What training reads: one list a row. Only the order of `labels` has a meaning.
+# Pairs of one query's candidates; `probabilities` are P(left is better than right), added when a teacher has compared them.
+PAIRS = pa.schema(
+    [
+        ("query_row", pa.int64()),
+        ("left", pa.list_(pa.int64())),
+        ("right", pa.list_(pa.int64())),
+        ("probabilities", pa.list_(pa.float32())),
+    ]
+)
+
+# Passages written for one query (ADAM's dark examples), as rows after the corpus' last one, best-known facts beside them.
+DARK = pa.schema(
+    [
+        ("query_row", pa.int64()),
+        ("doc_rows", pa.list_(pa.int64())),
+        ("scores", pa.list_(pa.float32())),
+        ("kinds", pa.list_(pa.string())),
+        ("recipes", pa.list_(pa.string())),
+    ]
+)
+
+# What training reads: one list a row. Only the order of `labels` has a meaning; `flags` see raydrd.lists.
 LISTS = pa.schema(
     [
         ("query_row", pa.int64()),
         ("doc_rows", pa.list_(pa.int64())),
         ("labels", pa.list_(pa.float32())),
-        ("teacher_scores", pa.list_(pa.float32())),
+        ("teacher_scores", pa.list_(pa.float32())),  # NaN: the teacher never saw it
+        ("flags", pa.list_(pa.int8())),
+        ("anchor_scores", pa.list_(pa.float32())),  # of the frozen student before this stage; empty: no anchor
+        ("relevant", pa.list_(pa.int64())),  # every judged positive of the query, in the list or not
+        ("confidence", pa.float32()),  # of the teacher in the first labelled positive; NaN: there is none
+        ("pair_left", pa.list_(pa.int32())),  # places in this list
+        ("pair_right", pa.list_(pa.int32())),
+        ("pair_p", pa.list_(pa.float32())),
     ]
 )
 

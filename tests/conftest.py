@@ -32,7 +32,7 @@ TOY_CONFIG: dict[str, Any] = {
     "recipe": "cldrd",
     "teacher": {"kind": "cross_encoder", "max_length": 64},
     "candidates": {"sources": ["student"], "depth": 60},
-    "objective": {"score_scale": 20},
+    "loss": {"score_scale": 20},
     "curriculum": [
         {
             "lists": {"graded": 5, "hard": 5, "hard_until": 20, "rest": 10},

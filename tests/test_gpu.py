@@ -20,7 +20,7 @@ from raydrd.benchmark.sides import embedder
 from raydrd.cluster import Cluster
 from raydrd.config import Resources
 from raydrd.layout import read_layout
-from raydrd.objectives import Ordered
+from raydrd.objectives import Losses, Ordered
 from raydrd.parts import Parts, part_name
 from raydrd.precision import Precision
 from raydrd.stages.embed import Embedder
@@ -159,7 +159,7 @@ def job(toy: Path, stores: dict[str, Texts], home: Path, precision: Precision) -
     return Job(
         start=Folder.of(toy / "student"),
         examples=ListExamples(Parts.of(lists, [name]), {role: texts.tokens for role, texts in stores.items()}),
-        objective=Ordered(score_scale=20.0, in_batch="all"),
+        objective=Losses(terms=(Ordered(in_batch="all"),), score_scale=20.0),
         config=config,
         precision=precision,
         scratch=Folder.of(home / "scratch"),

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from raydrd.batching import SpecialTokens
-from raydrd.objectives import Ordered, SameVectors
+from raydrd.objectives import Losses, Ordered, SameVectors
 from raydrd.parts import Parts, part_name
 from raydrd.storage import Folder
 from raydrd.tables import LISTS, TOKENS, vectors
@@ -65,7 +65,7 @@ def make_job(home: Path, *, dropout: float = 0.0, objective: Any = None, kind: s
     values: dict[str, Any] = {
         "start": Folder.of(home / "model"),
         "examples": examples,
-        "objective": objective or Ordered(score_scale=20),
+        "objective": objective or Losses(terms=(Ordered(),), score_scale=20),
         "config": config,
         "precision": "fp32",
         "scratch": Folder.of(home / "scratch"),
@@ -111,7 +111,7 @@ def weights(job: Job) -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", ["lists", "texts"])
 @pytest.mark.parametrize("per_device", [1, 2, 4])
 def test_micro_batches_are_one_batch(tmp_path: Path, kind: str, per_device: int) -> None:
-    objective = SameVectors() if kind == "texts" else Ordered(score_scale=20)
+    objective = SameVectors() if kind == "texts" else Losses(terms=(Ordered(),), score_scale=20)
     job = make_job(tmp_path, kind=kind, objective=objective)
     whole, losses = gradients(job)
     cut, cut_losses = gradients(replace(job, per_device=per_device))
@@ -128,7 +128,7 @@ def test_token_budgets_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pool", ["next", "all"])
 @pytest.mark.parametrize("per_device", [1, 2, 5])
 def test_cached_in_batch_gradients_are_the_uncached_ones(tmp_path: Path, pool: Any, per_device: int) -> None:
-    job = make_job(tmp_path, objective=Ordered(score_scale=20, in_batch=pool), tokens_per_batch=64)
+    job = make_job(tmp_path, objective=Losses(terms=(Ordered(in_batch=pool),), score_scale=20), tokens_per_batch=64)
     whole, losses = gradients(job)
     cached, cached_losses = gradients(replace(job, per_device=per_device))
     assert_same(whole, cached, 2e-6)
@@ -136,7 +136,13 @@ def test_cached_in_batch_gradients_are_the_uncached_ones(tmp_path: Path, pool: A
 
 
 def test_cached_gradients_with_dropout_see_the_same_dropout_twice(tmp_path: Path) -> None:
-    job = make_job(tmp_path, dropout=0.3, objective=Ordered(score_scale=20, in_batch="all"), per_device=2, tokens_per_batch=64)
+    job = make_job(
+        tmp_path,
+        dropout=0.3,
+        objective=Losses(terms=(Ordered(in_batch="all"),), score_scale=20),
+        per_device=2,
+        tokens_per_batch=64,
+    )
     first, _ = gradients(job, seed=1)
     assert_same(first, gradients(job, seed=1)[0], 0.0)
     other, _ = gradients(job, seed=2)
@@ -313,7 +319,7 @@ def test_a_run_is_the_same_twice_and_another_with_another_seed(tmp_path: Path) -
 def test_a_run_that_dies_goes_on_to_the_very_same_weights(
     tmp_path: Path, kind: str, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objective = SameVectors() if kind == "texts" else Ordered(score_scale=20)
+    objective = SameVectors() if kind == "texts" else Losses(terms=(Ordered(),), score_scale=20)
     calm = make_job(tmp_path / "calm", kind=kind, objective=objective, dropout=0.1)
     train_loop(calm, Alone(), CPU)
     job = replace(make_job(tmp_path / "hit", kind=kind, objective=objective, dropout=0.1), save_seconds=0.0)
@@ -428,10 +434,14 @@ def _free_port() -> int:
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "none": {"objective": Ordered(score_scale=20)},
-    "all": {"objective": Ordered(score_scale=20, in_batch="all")},
-    "next": {"objective": Ordered(score_scale=20, in_batch="next")},
-    "all cached": {"objective": Ordered(score_scale=20, in_batch="all"), "per_device": 1, "tokens_per_batch": 64},
+    "none": {"objective": Losses(terms=(Ordered(),), score_scale=20)},
+    "all": {"objective": Losses(terms=(Ordered(in_batch="all"),), score_scale=20)},
+    "next": {"objective": Losses(terms=(Ordered(in_batch="next"),), score_scale=20)},
+    "all cached": {
+        "objective": Losses(terms=(Ordered(in_batch="all"),), score_scale=20),
+        "per_device": 1,
+        "tokens_per_batch": 64,
+    },
     "vectors": {"objective": SameVectors(), "kind": "texts"},
 }
 

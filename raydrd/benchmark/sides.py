@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from raydrd.benchmark.arithmetic import Cost, Rounds, alternate, counting
-from raydrd.benchmark.inputs import Texts, candidates
+from raydrd.benchmark.inputs import Texts
 from raydrd.layout import read_layout
 from raydrd.precision import Precision
 from raydrd.stages.embed import Embedder
-from raydrd.stages.score import PairScorer
+from raydrd.stages.score import CrossEncoderScorer
 from raydrd.storage import Folder
 
 THEIRS, TOKENS = "theirs fp32", "tokenise"
@@ -102,12 +102,10 @@ def scoring(
         side()
     theirs = CrossEncoder(str(model), local_files_only=True)
     ours = {
-        p: PairScorer(
-            model=Folder.of(model),
-            candidates=candidates(query_rows, passage_rows, work / "pairs"),
+        p: CrossEncoderScorer(
+            Folder.of(model),
             queries=sides["query"].tokens,
             passages=sides["passage"].tokens,
-            out=work / f"scores-{p}",
             max_length=int(theirs.max_length or 512),
             precision=p,
             tokens_per_batch=None,

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from raydrd.recipes import cldrd
+from raydrd.recipes import adam, cldrd, margin_mse, md2pr, mix, pairdistill, prod
 
-RECIPES: dict[str, ModuleType] = {"cldrd": cldrd}
+RECIPES: dict[str, ModuleType] = {
+    "cldrd": cldrd,
+    "adam": adam,
+    "prod": prod,
+    "pairdistill": pairdistill,
+    "md2pr": md2pr,
+    "margin_mse": margin_mse,
+    "mix": mix,
+}

@@ -15,15 +15,18 @@ for students with unit vectors, whose scores are too close together for a logist
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from raydrd.config import Frozen
-from raydrd.flow import Lab, learn, recovered, scored_candidates, tokens
+from raydrd.flow.lab import Lab
+from raydrd.flow.learn import distil, started
+from raydrd.flow.teach import scored_candidates
 from raydrd.lists import GradedList
-from raydrd.objectives import Ordered
+from raydrd.objectives import Losses, Ordered
 from raydrd.setting import Setting
 from raydrd.stages.assemble import assemble
-from raydrd.stages.train import train
 from raydrd.store import Artifact
 from raydrd.training.plan import TrainConfig
 
@@ -37,32 +40,46 @@ class Step(Frozen):
     train: TrainConfig
 
 
+class Loss(Frozen):
+    score_scale: float = Field(1.0, gt=0, description="multiplies the student's scores: 20 for unit vectors")
+    in_batch: Literal["none", "next", "all"] = "none"
+
+
 class Config(Setting):
     curriculum: tuple[Step, ...] = Field(min_length=1)
-    objective: Ordered = Ordered()
+    loss: Loss = Loss()
+
+    def trainings(self) -> tuple[TrainConfig, ...]:
+        return tuple(step.train for step in self.curriculum)
 
 
 def run(cfg: Config, lab: Lab) -> Artifact:
     """The distilled student."""
-    student = recovered(lab)
+    student = started(lab)
     scored = scored_candidates(lab, student)  # once: the pool is not refreshed between steps
+    objective = Losses(terms=(Ordered(in_batch=cfg.loss.in_batch),), score_scale=cfg.loss.score_scale)
     for number, step in enumerate(cfg.curriculum, 1):
         label = f"step {number}: {step.lists.graded}/{step.lists.hard}/{step.lists.rest}"
         lists = lab.store.run(assemble, f"lists of {label}", scored=scored, data=lab.train_data, rule=step.lists)
-        student = learn(
-            lab,
-            student,
-            label,
-            lambda start=student, lists=lists, step=step, label=label: lab.store.run(  # type: ignore[misc]
-                train,
-                f"train {label}",
-                start=start,
-                lists=lists,
-                query_tokens=tokens(lab.store, start, lab.train_data, "queries/train"),
-                passage_tokens=tokens(lab.store, start, lab.data, "corpus"),
-                objective=cfg.objective,
-                config=step.train,
-                precision=lab.precision,
-            ),
-        )
+        student = distil(lab, student, label, lists, objective, step.train)
     return student
+
+
+def variants(cfg: Config) -> dict[str, Config]:
+    """The recipe without its idea: the last step for all updates, and the steps in the reversed order."""
+    if len(cfg.curriculum) < 2:
+        return {}
+    first, *others = cfg.curriculum
+    train = first.train
+    for step in others:
+        train = train.plus(step.train)
+    longest = cfg.curriculum[-1].model_copy(update={"train": train})
+    # The schedules stay in their places: only what is asked for is reversed.
+    turned = tuple(
+        step.model_copy(update={"lists": other.lists})
+        for step, other in zip(cfg.curriculum, reversed(cfg.curriculum), strict=True)
+    )
+    return {
+        "curriculum: last step only": cfg.model_copy(update={"curriculum": (longest,)}),
+        "curriculum: reversed": cfg.model_copy(update={"curriculum": turned}),
+    }

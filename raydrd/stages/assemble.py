@@ -1,4 +1,4 @@
-"""assemble: scored candidates -> training lists, by a pure rule. Draws are seeded by (seed, query id)."""
+"""assemble: scored candidates -> training lists, by a pure rule, with what joins them. Draws are seeded by query id."""
 
 from __future__ import annotations
 
@@ -7,52 +7,166 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raydrd.lists import GradedList, Row, TopAndSampled
-from raydrd.parts import Parts
+from raydrd.additions import Threshold, add_dark, mark_suspects, resolve, sureness
+from raydrd.dark import Dark, entropy
+from raydrd.filters import Filter
+from raydrd.lists import DARK, SUSPECT, ListRule, Row, TrainingList
+from raydrd.pacing import Confidence
+from raydrd.parts import Chain, Parts, VectorReader
 from raydrd.stages.load import table
-from raydrd.stages.shards import parts_of, pending, rows_written
+from raydrd.stages.shards import chain_of, parts_of, pending, rows_written
 from raydrd.storage import Folder
 from raydrd.store import Artifact, Work, stage
 from raydrd.tables import LISTS
 
 
-class Assembler:
-    """Joins scored candidates with their query's id and positives, and applies the rule."""
+def positives_of(query: dict[str, Any]) -> tuple[int, ...]:
+    """Rows judged relevant, in the order of the judgements."""
+    return tuple(d for d, g in zip(query["doc_rows"], query["grades"], strict=True) if g > 0)
 
-    def __init__(self, *, scored: Parts, queries: Parts, out: Folder, rule: GradedList | TopAndSampled) -> None:
+
+def rows_of(scored: pa.Table, queries: Parts, pairs: pa.Table | None = None) -> list[Row]:
+    """Scored candidates joined with their query's id and positives, and the query's compared pairs."""
+    query_rows = scored["query_row"].to_numpy()
+    if not len(query_rows):
+        return []
+    # A ready-made run may leave queries out: rows are found by number, not by place.
+    first = int(query_rows.min())
+    asked = queries.slice(first, int(query_rows.max()) + 1).take(query_rows - first)
+    compared: list[tuple[tuple[int, int, float], ...]] = [()] * len(query_rows)
+    if pairs is not None:
+        columns = (pairs[name].to_pylist() for name in ("left", "right", "probabilities"))
+        compared = [tuple(zip(*one, strict=True)) for one in zip(*columns, strict=True)]
+    return [
+        Row(
+            query_id=query["query_id"],
+            query_row=candidate["query_row"],
+            doc_rows=np.array(candidate["doc_rows"], dtype=np.int64),
+            scores=np.array(candidate["scores"], dtype=np.float32),
+            # Candidates that no teacher has scored yet train teachers.
+            teacher_scores=np.array(candidate.get("teacher_scores") or [0.0] * len(candidate["scores"]), dtype=np.float32),
+            positives=positives_of(query),
+            pairs=found,
+        )
+        for candidate, query, found in zip(scored.to_pylist(), asked.to_pylist(), compared, strict=True)
+    ]
+
+
+class Assembler:
+    """Applies the rule to a block of queries, then adds what joins the lists."""
+
+    def __init__(
+        self,
+        *,
+        scored: Parts,
+        queries: Parts,
+        out: Folder,
+        rule: ListRule,
+        pairs: Parts | None,
+        dark: tuple[Dark, Parts, Parts] | None,  # rule, what was written (kinds), its teacher scores
+        bar: Threshold | None,
+        confidence: Confidence,
+        scale: float,
+    ) -> None:
         self.scored, self.queries, self.out, self.rule = scored, queries, out, rule
+        self.pairs, self.dark, self.bar, self.confidence, self.scale = pairs, dark, bar, confidence, scale
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        scored = self.scored.slice(shard["lo"], shard["hi"])
-        query_rows = scored["query_row"].to_numpy()
-        # A ready-made run may leave queries out: rows are found by number, not by place.
-        first = int(query_rows.min())
-        queries = self.queries.slice(first, int(query_rows.max()) + 1).take(query_rows - first)
-        rows = []
-        for candidate, query in zip(scored.to_pylist(), queries.to_pylist(), strict=True):
-            row = Row(
-                query_id=query["query_id"],
-                query_row=candidate["query_row"],
-                doc_rows=np.array(candidate["doc_rows"], dtype=np.int64),
-                scores=np.array(candidate["scores"], dtype=np.float32),
-                teacher_scores=np.array(candidate["teacher_scores"], dtype=np.float32),
-                positives=tuple(d for d, g in zip(query["doc_rows"], query["grades"], strict=True) if g > 0),
-            )
+        lo, hi = shard["lo"], shard["hi"]
+        pairs = self.pairs.slice(lo, hi) if self.pairs else None
+        written = self.dark[1].slice(lo, hi).to_pylist() if self.dark else None
+        taught = self.dark[2].slice(lo, hi)["teacher_scores"].to_pylist() if self.dark else None
+        lists, counts, entropies = [], {"suspects": 0, "negatives": 0, "dark": 0, "pairs": 0, "labelled": 0}, [0.0, 0.0, 0.0]
+        for number, row in enumerate(rows_of(self.scored.slice(lo, hi), self.queries, pairs)):
             made = self.rule(row)
-            if made is not None:
-                rows.append((row.query_row, made.doc_rows, made.labels, made.teacher_scores))
-        columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[], [], [], []]
-        self.out.write_table(shard["name"], pa.table(columns, schema=LISTS))
-        return {"lists": len(rows), "passages": sum(len(row[1]) for row in rows)}
+            if made is None:
+                continue
+            if self.bar is not None:
+                made = mark_suspects(made, self.bar)
+            sure = sureness(made, self.confidence, self.scale)
+            if self.dark and written is not None and taught is not None:
+                own = written[number]
+                plain = made
+                made = add_dark(
+                    made,
+                    self.dark[0],
+                    rows=np.array(own["doc_rows"], dtype=np.int64),
+                    scores=np.array(taught[number], dtype=np.float32),
+                    kinds=own["kinds"],
+                )
+                if len(made) > len(plain) or (made.flags & DARK).any():
+                    for at, one in enumerate((plain, made)):
+                        entropies[at] += entropy(one.teacher_scores[~np.isnan(one.teacher_scores)] * self.scale)
+                    entropies[2] += 1
+            left, right, p = resolve(made, row.pairs)
+            counts["suspects"] += int(((made.flags & SUSPECT) != 0).sum())
+            counts["negatives"] += int(((made.flags & (DARK | 1)) == 0).sum())
+            counts["dark"] += int(((made.flags & DARK) != 0).sum())
+            counts["pairs"] += len(p)
+            counts["labelled"] += not np.isnan(sure)
+            lists.append(_record(row, made, sure, left, right, p))
+        self.out.write_table(shard["name"], pa.Table.from_pylist(lists, schema=LISTS))
+        return {"lists": len(lists), "passages": sum(len(one["doc_rows"]) for one in lists), **counts, "entropies": entropies}
 
 
-@stage(version=1)
-def assemble(work: Work, *, scored: Artifact, data: Artifact, rule: GradedList | TopAndSampled) -> dict[str, Any]:
-    """Training lists of every scored train query that the rule does not drop."""
+def _record(row: Row, made: TrainingList, sure: float, left: list[int], right: list[int], p: list[float]) -> dict[str, Any]:
+    return {
+        "query_row": row.query_row,
+        "doc_rows": made.doc_rows,
+        "labels": made.labels,
+        "teacher_scores": made.teacher_scores,
+        "flags": made.flags,
+        "anchor_scores": [],
+        "relevant": row.positives,
+        "confidence": sure,
+        "pair_left": left,
+        "pair_right": right,
+        "pair_p": p,
+    }
+
+
+@stage(version=2)
+def assemble(
+    work: Work,
+    *,
+    scored: Artifact,
+    data: Artifact,
+    rule: ListRule,
+    pairs: Artifact | None = None,
+    dark: Artifact | None = None,
+    dark_scored: Artifact | None = None,
+    dark_rule: Dark | None = None,
+    filter: Filter | None = None,
+    threshold: Artifact | None = None,
+    confidence: Confidence = "softmax",
+    scale: float = 1.0,
+) -> dict[str, Any]:
+    """Training lists of every scored train query that the rule does not drop.
+
+    `pairs`, `dark` and `dark_scored` hold one row for each row of `scored`. `threshold` is the artifact of the stage
+    of that name. `scale` multiplies teacher scores before a softmax (confidence, entropy).
+    """
     candidates = parts_of(scored)
-    work.cluster.map(
+    extra: tuple[Dark, Parts, Parts] | None = None
+    if dark_rule is not None and dark is not None and dark_scored is not None:
+        extra = (dark_rule, table(dark, "dark"), parts_of(dark_scored))
+    bar = None
+    if filter is not None:
+        known = threshold.metrics if threshold is not None else {}
+        bar = Threshold(filter, known.get("theta"), known.get("mean", 0.0), known.get("std", 1.0))
+    results = work.cluster.map(
         Assembler,
-        {"scored": candidates, "queries": table(data, "queries/train"), "out": work.shards, "rule": rule},
+        {
+            "scored": candidates,
+            "queries": table(data, "queries/train"),
+            "out": work.shards,
+            "rule": rule,
+            "pairs": parts_of(pairs) if pairs else None,
+            "dark": extra,
+            "bar": bar,
+            "confidence": confidence,
+            "scale": scale,
+        },
         pending(work, candidates.rows, 10_000, "parquet"),
         label=work.label,
         unit="queries",
@@ -60,4 +174,49 @@ def assemble(work: Work, *, scored: Artifact, data: Artifact, rule: GradedList |
         inline=candidates.rows <= 20_000,
         models=False,
     )
-    return {"rows": rows_written(work), "unit": "lists"}
+    found = {name: sum(r[name] for r in results) for name in ("suspects", "negatives", "dark", "pairs", "labelled")}
+    before, after, lists = (sum(r["entropies"][i] for r in results) for i in range(3))
+    if lists:
+        found |= {"entropy": before / lists, "entropy_with_dark": after / lists, "lists_with_dark": int(lists)}
+    return {"rows": rows_written(work), "unit": "lists", **found}
+
+
+class Anchorer:
+    """Lists with the scores that the frozen student of before this stage gives their passages."""
+
+    def __init__(self, *, lists: Parts, queries: Parts, passages: Parts | Chain, out: Folder) -> None:
+        self.lists, self.out = lists, out
+        self.queries, self.passages = VectorReader(queries), VectorReader(passages)
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        # Whole parts: their names count queries, of which the rule may have dropped some.
+        lists = self.lists.folder.read_table(shard["name"])
+        docs = lists["doc_rows"].combine_chunks()
+        counts = docs.value_lengths().to_numpy(zero_copy_only=False)
+        q = self.queries.take(np.repeat(lists["query_row"].to_numpy(), counts))
+        p = self.passages.take(docs.flatten().to_numpy())
+        scores = np.einsum("nd,nd->n", q, p).astype(np.float32)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+        column = pa.ListArray.from_arrays(offsets, pa.array(scores))
+        self.out.write_table(
+            shard["name"], lists.set_column(lists.schema.get_field_index("anchor_scores"), "anchor_scores", column)
+        )
+        return {}
+
+
+@stage(version=1)
+def anchor(work: Work, *, lists: Artifact, queries: Artifact, passages: Artifact | list[Artifact]) -> dict[str, Any]:
+    """Lists with `anchor_scores` from a frozen student's stored vectors (PROD: so that it need not sit in the loop)."""
+    found = parts_of(lists)
+    done = work.shards.files()
+    work.cluster.map(
+        Anchorer,
+        {"lists": found, "queries": parts_of(queries), "passages": chain_of(passages), "out": work.shards},
+        [{"name": part.name, "rows": part.hi - part.lo} for part in found.parts if part.name not in done],
+        label=work.label,
+        unit="queries",
+        marks=work.shards / "attempts",
+        inline=found.rows <= 20_000,
+        models=False,
+    )
+    return {**lists.metrics, "rows": lists.metrics["rows"], "unit": "lists"}

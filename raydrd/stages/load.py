@@ -116,13 +116,22 @@ class QueryMaker:
 
 
 @stage(version=1)
-def make_queries(work: Work, *, data: Artifact, count: int, sentences: int, seed: int) -> dict[str, Any]:
-    """Training queries: the labelled train split, then up to `count` unlabelled ones made from passages.
+def sample_queries(work: Work, *, data: Artifact, count: int, seed: int) -> dict[str, Any]:
+    """`count` of the labelled train queries, drawn at random, in their order."""
+    train = table(data, "queries/train")
+    rows = np.sort(np.random.default_rng(seed).permutation(train.rows)[:count])
+    work.shards.write_table(f"queries/train/{part_name(0, len(rows), 'parquet')}", train.take(rows))
+    return {"rows": len(rows), "unit": "queries", "train": len(rows)}
+
+
+@stage(version=2)
+def make_queries(work: Work, *, data: Artifact, labelled: Artifact, count: int, sentences: int, seed: int) -> dict[str, Any]:
+    """Training queries: the labelled ones (of `labelled`), then up to `count` unlabelled ones made from passages.
 
     Few labelled queries are the rule; a teacher needs none. The passage a query was cut from is no positive: the
     teacher alone says what answers it.
     """
-    corpus, train = table(data, "corpus"), table(data, "queries/train")
+    corpus, train = table(data, "corpus"), table(labelled, "queries/train")
     rng = np.random.default_rng(seed)
     # A third more passages than needed: some hold no sentence of five words.
     wanted = min(corpus.rows, -(-4 * count // (3 * max(1, sentences))))

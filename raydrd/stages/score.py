@@ -5,18 +5,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from raydrd.batching import SpecialTokens, token_batches
-from raydrd.layout import tokenizer_digest
-from raydrd.parts import Parts, TokenReader, VectorReader, part_name, ranges
+from raydrd.layout import describe_reranker
+from raydrd.parts import Chain, Parts, TokenReader, VectorReader, part_name, ranges
 from raydrd.precision import Precision
+from raydrd.prompts import Prompt, assemble
 from raydrd.stages.load import table
-from raydrd.stages.shards import parts_of, pending
+from raydrd.stages.shards import chain_of, parts_of, pending
 from raydrd.storage import Folder
 from raydrd.store import Artifact, Located, Work, stage
 from raydrd.tables import SCORED
@@ -51,46 +53,56 @@ def with_scores(candidates: pa.Table, scores: NDArray[np.float32]) -> pa.Table:
     return pa.table([*(candidates[name] for name in SCORED.names[:3]), column], schema=SCORED)
 
 
-@stage(version=1)
-def import_teacher(work: Work, *, source: Located) -> dict[str, Any]:
-    """A cross-encoder's files in the store, so that every worker finds them there."""
-    for file in sorted(p for p in source.where.iterdir() if p.suffix in (".safetensors", ".json", ".txt", ".model")):
+@stage(version=2)
+def import_teacher(
+    work: Work, *, source: Located, layers: int | None = None, new_head: bool = False, seed: int = 0
+) -> dict[str, Any]:
+    """A reranker's files in the store, so that every worker finds them there; cut, or with a new head, if asked."""
+    if layers is not None or new_head:
+        import tempfile
+
+        from raydrd.rerankers import make_reranker, save_reranker
+
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            save_reranker(make_reranker(source.where, layers=layers, seed=seed), folder, tokenizer_from=source.where)
+            work.folder.upload(Path(scratch))
+            return {"rows": 1, "unit": "model", **describe_reranker(folder)}
+    for file in sorted(p for p in source.where.iterdir() if p.suffix in (".safetensors", ".json", ".txt", ".model", ".jinja")):
         with (work.folder / "model").writing(file.name) as target, file.open("rb") as data:
             shutil.copyfileobj(data, target, 1 << 22)
-    size = sum(p.stat().st_size for p in source.where.glob("*.safetensors"))
-    return {"rows": 1, "unit": "model", "tokenizer": tokenizer_digest(source.where), "size_mb": size / 1e6}
+    return {"rows": 1, "unit": "model", **describe_reranker(source.where)}
 
 
-class PairScorer:
-    """A cross-encoder over (query, passage): ids joined from the token store, raw float32 logits out."""
+class Scorer(Protocol):
+    """A loaded teacher: raw scores of rows (query, passage), or of (query, passage a, passage b): how much a is better."""
+
+    def scores(self, query_rows: NDArray[np.int64], *doc_rows: NDArray[np.int64]) -> NDArray[np.float32]: ...
+
+
+class CrossEncoderScorer:
+    """A cross-encoder over rows: ids joined from the token store, raw float32 logits out."""
 
     def __init__(
         self,
-        *,
         model: Folder,
-        candidates: Parts,
+        *,
         queries: Parts,
-        passages: Parts,
-        out: Folder,
+        passages: Parts | Chain,
         max_length: int,
         precision: Precision,
         tokens_per_batch: int | None,
     ) -> None:
         from torch import nn
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoTokenizer
 
         from raydrd.devices import TOKENS_PER_BATCH, inference, keep_freed_memory, prepare, this_device
-        from raydrd.errors import InputError
+        from raydrd.rerankers import load_reranker
 
         path = model.local_folder()
         self.device = this_device()
-        self.model = AutoModelForSequenceClassification.from_pretrained(
-            path, use_safetensors=True, local_files_only=True, trust_remote_code=False
-        )
-        if self.model.config.num_labels != 1:
-            raise InputError(f"teacher: it has {self.model.config.num_labels} outputs, a reranker has 1; choose another model")
         keep_freed_memory()
-        self.model = self.model.float().eval().to(self.device)
+        self.model = load_reranker(path).body.to(self.device)
         # The layer that gives the logit, whatever the family calls it.
         last = tuple(m for m in self.model.modules() if isinstance(m, nn.Linear) and m.out_features == 1)
         prepare(self.model, precision, exact=last)
@@ -98,27 +110,112 @@ class PairScorer:
         limit = self.special.max_length or max_length
         self.max_length = min(max_length, limit)
         self.budget = tokens_per_batch or TOKENS_PER_BATCH[self.device.type]
-        self.candidates, self.out = candidates, out
         self.queries, self.passages = TokenReader(queries), TokenReader(passages)
         self.inference: Callable[[], AbstractContextManager[None]] = lambda: inference(self.device, precision)
 
-    def scores(self, query_rows: NDArray[np.int64], doc_rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Raw logits [pairs] of these pairs."""
-        lengths = self.special.pair_lengths(self.queries.lengths(query_rows), self.passages.lengths(doc_rows), self.max_length)
-        q, p = self.queries.take(query_rows), self.passages.take(doc_rows)
-        result = np.empty(len(doc_rows), dtype=np.float32)
+    def scores(self, query_rows: NDArray[np.int64], *doc_rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        lengths = np.asarray(sum(self.passages.lengths(rows) for rows in doc_rows))
+        lengths = self.special.pair_lengths(self.queries.lengths(query_rows), lengths, self.max_length)
+        q, texts = self.queries.take(query_rows), [self.passages.take(rows) for rows in doc_rows]
+        join: Any = self.special.pair if len(texts) == 1 else self.special.duel
+        result = np.empty(len(query_rows), dtype=np.float32)
         with self.inference():
             for batch in token_batches(lengths, tokens_per_batch=self.budget):
-                pairs = [self.special.pair(q[i], p[i], self.max_length) for i in batch]
+                pairs = [join(q[i], *(text[i] for text in texts), self.max_length) for i in batch]
                 inputs = {name: t.to(self.device) for name, t in self.special.model_inputs(pairs).items()}
                 result[batch] = self.model(**inputs).logits[:, 0].float().cpu().numpy()
         return result
 
+
+class PromptScorer:
+    """A language model that answers with a token; its score is the logit of the positive answer minus the other's."""
+
+    def __init__(
+        self,
+        model: Folder,
+        *,
+        prompt: Prompt,
+        queries: Parts,
+        passages: Parts | Chain,
+        max_length: int,
+        precision: Precision,
+        tokens_per_batch: int | None,
+    ) -> None:
+        from raydrd.answers import AnswerModel
+
+        self.model = AnswerModel(model.local_folder(), prompt=prompt, precision=precision, tokens_per_batch=tokens_per_batch)
+        self.max_length = max_length
+        self.queries, self.passages = TokenReader(queries), TokenReader(passages)
+
+    def scores(self, query_rows: NDArray[np.int64], *doc_rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        from raydrd.answers import pointwise_scores
+
+        names = ("passage",) if len(doc_rows) == 1 else ("a", "b")
+        texts = {"query": self.queries.take(query_rows)}
+        texts |= {name: self.passages.take(rows) for name, rows in zip(names, doc_rows, strict=True)}
+        prompts = [
+            assemble(self.model.pieces, {name: ids[i] for name, ids in texts.items()}, max_length=self.max_length)
+            for i in range(len(query_rows))
+        ]
+        return pointwise_scores(self.model.logits(prompts))
+
+
+def open_scorer(
+    kind: str,
+    model: Folder,
+    *,
+    prompt: Prompt | None,
+    queries: Parts,
+    passages: Parts | Chain,
+    max_length: int,
+    precision: Precision,
+    tokens_per_batch: int | None,
+) -> Scorer:
+    """The teacher in this folder, loaded."""
+    if kind == "prompted":
+        assert prompt is not None
+        return PromptScorer(
+            model, prompt=prompt, queries=queries, passages=passages, max_length=max_length, precision=precision,
+            tokens_per_batch=tokens_per_batch,
+        )  # fmt: skip
+    return CrossEncoderScorer(
+        model, queries=queries, passages=passages, max_length=max_length, precision=precision,
+        tokens_per_batch=tokens_per_batch,
+    )  # fmt: skip
+
+
+class PairScorer:
+    """Scores blocks of candidates with one teacher; pairs that `known` holds (the same queries, row by row) are taken."""
+
+    def __init__(self, *, candidates: Parts, out: Folder, kind: str, model: Folder, known: Parts | None = None, **more: Any):
+        self.scorer = open_scorer(kind, model, **more)
+        self.candidates, self.out, self.known = candidates, out, known
+
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         candidates = self.candidates.slice(shard["lo"], shard["hi"])
         query_rows, doc_rows = flat(candidates)
-        self.out.write_table(shard["name"], with_scores(candidates, self.scores(query_rows, doc_rows)))
-        return {"pairs": len(doc_rows)}
+        scores = self._known(shard, query_rows, doc_rows)
+        missing = np.isnan(scores)
+        if missing.any():
+            scores[missing] = self.scorer.scores(query_rows[missing], doc_rows[missing])
+            _refuse_nan(scores)
+        self.out.write_table(shard["name"], with_scores(candidates, scores))
+        return {"pairs": int(missing.sum()), "taken": int((~missing).sum())}
+
+    def _known(self, shard: dict[str, Any], query_rows: NDArray[np.int64], doc_rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Scores of pairs that an earlier round scored, NaN for the others."""
+        if self.known is None:
+            return np.full(len(doc_rows), np.nan, dtype=np.float32)
+        earlier = self.known.slice(shard["lo"], shard["hi"])
+        pairs = zip(*(column.tolist() for column in flat(earlier)), strict=True)
+        found = dict(zip(pairs, earlier["teacher_scores"].combine_chunks().flatten().to_pylist(), strict=True))
+        wanted = zip(query_rows.tolist(), doc_rows.tolist(), strict=True)
+        return np.array([found.get(pair, np.nan) for pair in wanted], dtype=np.float32)
+
+
+def _refuse_nan(scores: NDArray[np.float32]) -> None:
+    if np.isnan(scores).any():
+        raise ValueError(f"the teacher gave NaN for pair {int(np.isnan(scores).argmax())} of this shard; try precision: fp32")
 
 
 @stage(version=1)
@@ -127,20 +224,29 @@ def score_pairs(
     *,
     candidates: Artifact,
     query_tokens: Artifact,
-    passage_tokens: Artifact,
+    passage_tokens: Artifact | list[Artifact],
     teacher: Located,
     max_length: int,
     precision: Precision,
+    kind: str = "cross_encoder",
+    prompt: Prompt | None = None,
+    known: Artifact | None = None,
 ) -> dict[str, Any]:
-    """Candidates with a cross-encoder's logits. `teacher.where` is the folder of its files."""
+    """Candidates with a reranker's raw scores. `teacher.where` is the folder of its files.
+
+    `known`: the same queries' candidates of an earlier round, scored by the same teacher.
+    """
     pool = parts_of(candidates)
     results = work.cluster.map(
         PairScorer,
         {
+            "kind": kind,
+            "prompt": prompt,
+            "known": parts_of(known) if known else None,
             "model": teacher.where,
             "candidates": pool,
             "queries": parts_of(query_tokens),
-            "passages": parts_of(passage_tokens),
+            "passages": chain_of(passage_tokens),
             "out": work.shards,
             "max_length": max_length,
             "precision": precision,
@@ -153,13 +259,15 @@ def score_pairs(
         inline=pool.rows <= 32,
     )
     pairs, busy = sum(r["pairs"] for r in results), sum(r["busy_seconds"] for r in results)
-    return {"rows": pool.rows, "unit": "queries", "pairs": pairs, "per_second": pairs / busy if busy else None}
+    taken = sum(r["taken"] for r in results)
+    rate = pairs / busy if busy else None
+    return {"rows": pool.rows, "unit": "queries", "pairs": pairs, "taken": taken, "per_second": rate}
 
 
 class VectorScorer:
     """A bi-encoder teacher: inner products of vectors that are already stored."""
 
-    def __init__(self, *, candidates: Parts, queries: Parts, passages: Parts, out: Folder) -> None:
+    def __init__(self, *, candidates: Parts, queries: Parts, passages: Parts | Chain, out: Folder) -> None:
         self.candidates, self.out = candidates, out
         self.queries, self.passages = VectorReader(queries), VectorReader(passages)
 
@@ -176,12 +284,14 @@ class VectorScorer:
 
 
 @stage(version=1)
-def score_vectors(work: Work, *, candidates: Artifact, queries: Artifact, passages: Artifact) -> dict[str, Any]:
+def score_vectors(
+    work: Work, *, candidates: Artifact, queries: Artifact, passages: Artifact | list[Artifact]
+) -> dict[str, Any]:
     """Candidates with a bi-encoder teacher's inner products."""
     pool = parts_of(candidates)
     results = work.cluster.map(
         VectorScorer,
-        {"candidates": pool, "queries": parts_of(queries), "passages": parts_of(passages), "out": work.shards},
+        {"candidates": pool, "queries": parts_of(queries), "passages": chain_of(passages), "out": work.shards},
         pending(work, pool.rows, 4096, "parquet"),
         label=work.label,
         unit="queries",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from raydrd.parts import Parts, found_ranges, part_name, ranges
+from raydrd.parts import Chain, Parts, found_ranges, part_name, ranges
 from raydrd.store import Artifact, Work
 
 
@@ -38,3 +38,10 @@ def parts_of(artifact: Artifact) -> Parts:
     """The parts of an artifact whose shards are one table."""
     names = [name.removeprefix("shards/") for name in artifact.manifest["files"] if name.startswith("shards/")]
     return Parts.of(artifact.shards, names)
+
+
+def chain_of(artifacts: Artifact | list[Artifact]) -> Parts | Chain:
+    """The rows of several artifacts, one after the other."""
+    if isinstance(artifacts, Artifact):
+        return parts_of(artifacts)
+    return parts_of(artifacts[0]) if len(artifacts) == 1 else Chain(tuple(parts_of(one) for one in artifacts))

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raydrd.dark import MASK
+from raydrd.errors import InputError
 from raydrd.parts import Parts
 from raydrd.stages.load import table
 from raydrd.stages.shards import pending
@@ -35,6 +37,10 @@ class Tokenizer:
         texts = self.texts.slice(shard["lo"], shard["hi"], ["text"])["text"].to_pylist()
         if self.lowercase:
             texts = [text.lower() for text in texts]
+        if any(MASK in text for text in texts):
+            if self.tokenizer.mask_token is None:
+                raise InputError("dark.mask: this model's tokenizer has no mask token; write dark.mask=delete")
+            texts = [text.replace(MASK, self.tokenizer.mask_token) for text in texts]
         batch = self.tokenizer(
             [self.prompt + text for text in texts],
             add_special_tokens=False,

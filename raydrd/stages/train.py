@@ -10,19 +10,57 @@ from uuid import uuid4
 from raydrd.cluster import Cluster, available_cores, shared_or_refuse
 from raydrd.errors import InputError, StageError
 from raydrd.objectives import Objective
+from raydrd.parts import Chain, Parts
 from raydrd.precision import Precision
 from raydrd.progress import bar
 from raydrd.stages.adopt import model_folder
-from raydrd.stages.shards import parts_of
+from raydrd.stages.shards import chain_of, parts_of
 from raydrd.store import Artifact, Work, stage
 from raydrd.training.plan import TrainConfig
 from raydrd.training.sources import ListExamples, TextExamples
+from raydrd.training.words import WordTeacher
+from raydrd.wordmaps import WordMaps
 
 ERROR = "error.json"  # what a worker could not do, in words; kept where the driver finds it
 
 
-@stage(version=1)
+@stage(version=2)
 def train(
+    work: Work,
+    *,
+    start: Artifact,
+    lists: Artifact,
+    query_tokens: Artifact,
+    passage_tokens: Artifact | list[Artifact],
+    objective: Objective,
+    config: TrainConfig,
+    precision: Precision,
+    teacher_vectors: dict[str, Artifact] | None = None,
+    words: WordMaps | None = None,
+    word_teacher: Artifact | None = None,
+) -> dict[str, Any]:
+    """A student that has learnt `objective` on training lists, from the weights of `start` with a new optimizer.
+
+    Several `passage_tokens` follow one another: the corpus, then passages written for queries. `teacher_vectors` (query,
+    passage) are read by terms over the whole batch; `words` with its cross-encoder adds MD2PR's word level.
+    """
+    examples = ListExamples(
+        lists=parts_of(lists),
+        tokens=_tokens(query_tokens, passage_tokens),
+        group=config.train_group_size,
+        seed=config.seed,
+        teacher_vectors={role: parts_of(made) for role, made in (teacher_vectors or {}).items()},
+    )
+    count = int(lists.metrics["rows"])
+    more: dict[str, Any] = {}
+    if words is not None:
+        assert word_teacher is not None
+        more["words"] = WordTeacher(rule=words, model=model_folder(word_teacher), seed=config.seed)
+    return _run(work, start, examples, objective, config, precision, examples_count=count, **more)
+
+
+@stage(version=1)
+def train_reranker(
     work: Work,
     *,
     start: Artifact,
@@ -32,12 +70,23 @@ def train(
     objective: Objective,
     config: TrainConfig,
     precision: Precision,
+    max_length: int,
+    duels: bool = False,
 ) -> dict[str, Any]:
-    """A student that has learnt `objective` on training lists, from the weights of `start` with a new optimizer."""
+    """A cross-encoder that has learnt `objective` on lists of query-passage pairs, or on `duels` of two passages."""
     examples = ListExamples(
-        lists=parts_of(lists), tokens={"query": parts_of(query_tokens), "passage": parts_of(passage_tokens)}
+        lists=parts_of(lists),
+        tokens=_tokens(query_tokens, passage_tokens),
+        form="duels" if duels else "pairs",
+        group=config.train_group_size,
+        seed=config.seed,
     )
-    return _run(work, start, examples, objective, config, precision, examples_count=int(lists.metrics["rows"]))
+    count = int(lists.metrics["rows"])
+    return _run(work, start, examples, objective, config, precision, examples_count=count, max_length=max_length)
+
+
+def _tokens(query: Artifact, passage: Artifact | list[Artifact]) -> dict[str, Parts | Chain]:
+    return {"query": parts_of(query), "passage": chain_of(passage)}
 
 
 @stage(version=1)
@@ -71,6 +120,8 @@ def _run(
     precision: Precision,
     *,
     examples_count: int,
+    max_length: int | None = None,
+    words: WordTeacher | None = None,
 ) -> dict[str, Any]:
     from raydrd.training.loop import Job
 
@@ -86,6 +137,8 @@ def _run(
         per_device=resources.per_device_train_batch_size,
         tokens_per_batch=resources.tokens_per_batch,
         save_seconds=resources.save_seconds,
+        max_length=max_length,
+        words=words,
     )
     job.scratch.delete_file(ERROR)
     steps = config.steps(examples_count)

@@ -28,6 +28,9 @@ class TrainConfig(Frozen):
     max_grad_norm: float = Field(1.0, gt=0)
     dropout: float | None = Field(None, ge=0, lt=1, description="none: as the model's config says")
     gradient_checkpointing: bool = False
+    train_group_size: int | None = Field(
+        None, ge=2, description="passages a query and step: its first, and others of its list drawn anew each epoch; none: all"
+    )
     seed: int = 4680
 
     @model_validator(mode="after")
@@ -42,6 +45,13 @@ class TrainConfig(Frozen):
             return self.max_steps
         assert self.num_train_epochs is not None
         return max(1, math.ceil(self.num_train_epochs * examples / self.train_batch_size))
+
+    def plus(self, other: TrainConfig) -> TrainConfig:
+        """This training, longer by the other's updates (or epochs)."""
+        if self.max_steps is not None and other.max_steps is not None:
+            return self.model_copy(update={"max_steps": self.max_steps + other.max_steps})
+        epochs = (self.num_train_epochs or 0) + (other.num_train_epochs or 0)
+        return self.model_copy(update={"num_train_epochs": epochs, "max_steps": None})
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of update `step` (0-based): linear warm-up, then linear decay to 0."""
@@ -65,6 +75,11 @@ def batch_of(step: int, *, seed: int, examples: int, size: int) -> NDArray[np.in
     places = np.arange(step * size, (step + 1) * size)
     epochs, inside = places // examples, places % examples
     return np.concatenate([_permutation(seed, int(e), examples)[inside[epochs == e]] for e in np.unique(epochs)])
+
+
+def epochs_of(step: int, *, examples: int, size: int) -> NDArray[np.int64]:
+    """The epoch that each example of global batch `step` belongs to, in the order of `batch_of`."""
+    return np.sort(np.arange(step * size, (step + 1) * size) // examples)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -1,0 +1,169 @@
+"""Teachers that answer with a token: seq2seq (monoT5, duoT5, Flan-T5) and causal language models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from raydrd.batching import Ids, pad, token_batches
+from raydrd.devices import TOKENS_PER_BATCH, inference, prepare, this_device
+from raydrd.encoders import quiet_transformers
+from raydrd.errors import InputError
+from raydrd.precision import Precision
+from raydrd.prompts import Prompt, answer_ids, pieces_of
+
+Floats = NDArray[np.float32]
+
+
+class AnswerModel:
+    """A language model with a prompt: reads assembled prompts, gives the logits of its two answers.
+
+    `path` is a local folder with safetensors weights; the model's kind is what its config says. `pieces` is what
+    `prompts.assemble` needs. bf16 is the precision to ask for: T5 overflows in fp16, and fp32 costs twice.
+
+    Raises:
+        InputError: no language model, weights missing, or a prompt that does not fit the tokenizer.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        prompt: Prompt,
+        precision: Precision,
+        tokens_per_batch: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        quiet_transformers()
+        here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(path, **here)
+        self.seq2seq = bool(config.is_encoder_decoder)
+        tokenizer = AutoTokenizer.from_pretrained(path, **here)
+        self.answers = answer_ids(tokenizer, prompt, closed=self.seq2seq)
+        self.pieces = pieces_of(tokenizer, prompt, closed=self.seq2seq)
+        # Padding is masked; Llama-like tokenizers have no token for it, so any id will do.
+        self.pad_id = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+        model = _load(path, config, here)
+        # Relative positions (T5) have no limit, whatever the tokenizer's config says.
+        self.max_length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+        self.start_id = _start_id(model) if self.seq2seq else None
+        prepare(model, precision, exact=(keep_answers(model, self.answers),))
+        self.device = device or this_device()
+        self.model = model.to(self.device)
+        self.precision = precision
+        self.budget = tokens_per_batch or TOKENS_PER_BATCH[self.device.type]
+
+    def logits(self, prompts: Sequence[Ids]) -> Floats:
+        """Logits float32 [prompts, 2] of (positive, negative) as the first token of the answer.
+
+        Raises:
+            InputError: a prompt is longer than the model's positions.
+            ValueError: a logit is not finite.
+        """
+        lengths = np.fromiter(map(len, prompts), dtype=np.int64, count=len(prompts))
+        if self.max_length is not None and len(prompts) and lengths.max() > self.max_length:
+            raise InputError(f"max_length: a prompt has {lengths.max()} tokens, the teacher takes {self.max_length}; lower it")
+        result = np.empty((len(prompts), 2), dtype=np.float32)
+        with inference(self.device, self.precision):
+            for batch in token_batches(lengths, tokens_per_batch=self.budget):
+                ids_BT, mask_BT = pad([prompts[i] for i in batch], pad_id=self.pad_id)
+                result[batch] = self._answers(ids_BT.to(self.device), mask_BT.to(self.device)).float().cpu().numpy()
+        wrong = np.flatnonzero(~np.isfinite(result).all(axis=1))
+        if len(wrong):
+            raise ValueError(f"the teacher gave {result[wrong[0]].tolist()} for prompt {wrong[0]}; try precision: fp32")
+        return result
+
+    def _answers(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Logits [B, 2] of a right-padded batch."""
+        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT, "use_cache": False}
+        rows_B = torch.arange(len(ids_BT), device=ids_BT.device)
+        if self.start_id is not None:
+            start_B1 = torch.full_like(ids_BT[:, :1], self.start_id)
+            logits_BT2, last_B = self.model(**inputs, decoder_input_ids=start_B1).logits, torch.zeros_like(rows_B)
+        else:
+            # Causal: what stands right of the last real token changes nothing before it.
+            logits_BT2, last_B = self.model(**inputs).logits, mask_BT.sum(1) - 1
+        answers_B2: Tensor = logits_BT2[rows_B, last_B]
+        return answers_B2
+
+
+def keep_answers(model: Any, rows: tuple[int, int]) -> nn.Linear:
+    """Cut a language model's output layer to these rows of the vocabulary, in place; the new layer.
+
+    Everything that families do around that layer (T5's scale for tied embeddings, Gemma's soft cap) stays the model's
+    own, and two columns of logits cost nothing at any number of positions.
+
+    Raises:
+        InputError: the output layer is not a plain linear one.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise InputError(
+            f"teacher: its output layer is {type(head).__name__}, which cannot be read by rows; choose another model"
+        )
+    picked = list(rows)
+    two = nn.Linear(head.in_features, 2, bias=head.bias is not None, dtype=head.weight.dtype, device=head.weight.device)
+    with torch.no_grad():
+        two.weight.copy_(head.weight[picked])
+        if head.bias is not None:
+            two.bias.copy_(head.bias[picked])
+    model.set_output_embeddings(two)
+    if isinstance(getattr(model, "final_logits_bias", None), Tensor):  # BART-like: added to the logits
+        model.final_logits_bias = model.final_logits_bias[:, picked]
+    return two
+
+
+def _load(path: Path, config: Any, here: dict[str, Any]) -> Any:
+    architectures = list(config.architectures or [])
+    if any(name.endswith("ForSequenceClassification") for name in architectures):
+        raise InputError(f"teacher {path}: {architectures[0]} gives a score, not words; write kind: cross_encoder")
+    kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model, report = kind.from_pretrained(path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **here)
+    if report["missing_keys"]:
+        # They would be drawn at random, and answers with them.
+        missing = sorted(report["missing_keys"])
+        raise InputError(f"teacher {path}: its files lack {len(missing)} weights, first {missing[0]}; choose a language model")
+    return model.eval()
+
+
+def _start_id(model: Any) -> int:
+    """The token a decoder starts from, looked for where `generate` looks."""
+    places = (
+        (model.config, "decoder_start_token_id"),
+        (model.generation_config, "decoder_start_token_id"),
+        (model.generation_config, "bos_token_id"),
+    )
+    found = next((value for place, name in places if (value := getattr(place, name, None)) is not None), None)
+    if found is None:
+        raise InputError("teacher: its config has no decoder_start_token_id; add it to config.json (T5's is 0)")
+    return int(found)
+
+
+def pointwise_scores(logits_N2: Floats) -> Floats:
+    """z_positive - z_negative [N]: the log-odds. By way of the probabilities a sure teacher would give infinities."""
+    return logits_N2[:, 0] - logits_N2[:, 1]
+
+
+def pairwise_log_p(logits_N2: Floats) -> Floats:
+    """log P(a before b) [N] = z_positive - logsumexp(z_positive, z_negative) (PairDistill, duoT5)."""
+    gap_N = logits_N2[:, 1].astype(np.float64) - logits_N2[:, 0]
+    return (-np.logaddexp(0.0, gap_N)).astype(np.float32)
+
+
+def symmetrized(log_p_ij: ArrayLike, log_p_ji: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both orders of a pair as one probability: (p, inconsistency), float64 [N].
+
+    `log_p_ij` is log P(i before j) with i shown first, `log_p_ji` log P(j before i) with j shown first.
+    p = 1/2 (P_ij + 1 - P_ji); inconsistency = |P_ij + P_ji - 1|, 0 for a teacher without position bias. Swapping i
+    and j gives 1 - p to the last bit: the larger of the two is computed, and the smaller is 1 minus it, which is exact.
+    """
+    p_ij, p_ji = np.exp(np.asarray(log_p_ij, dtype=np.float64)), np.exp(np.asarray(log_p_ji, dtype=np.float64))
+    larger = 0.5 + 0.5 * np.abs(p_ij - p_ji)
+    return np.where(p_ij >= p_ji, larger, 1.0 - larger), np.abs(p_ij + p_ji - 1.0)

@@ -1,0 +1,12 @@
+"""Metrics of a run."""
+
+from __future__ import annotations
+
+from raydrd.flow.lab import Lab
+from raydrd.stages.evaluate import evaluate
+from raydrd.store import Artifact
+
+
+def judge(lab: Lab, run: Artifact, data: Artifact, name: str, label: str) -> Artifact:
+    metrics = list(lab.cfg.evaluation.metrics)
+    return lab.store.run(evaluate, f"evaluate {label}", run=run, data=data, name=name, metrics=metrics)

@@ -1,0 +1,142 @@
+"""A run's things, opened and checked before anything is paid for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from raydrd.data.collect import digest
+from raydrd.data.spec import Data
+from raydrd.errors import InputError
+from raydrd.flow.teachers import Teacher, found_sources, open_teacher
+from raydrd.layout import read_layout
+from raydrd.precision import Precision, resolve
+from raydrd.setting import BiEncoderTeacher, Ensemble, PromptedTeacher, ReadyScores, Setting
+from raydrd.stages.adopt import adopt, located, wanted_layout
+from raydrd.stages.load import load, make_queries, report_load, sample_dev, sample_queries, table
+from raydrd.store import Artifact, Located, Store
+
+
+@dataclass
+class Lab:
+    """One run's things: its config, its store, its data and models. Recipes read it, stages never see it."""
+
+    cfg: Setting
+    store: Store
+    precision: Precision
+    data: Artifact
+    train_data: Artifact
+    dev_data: Artifact
+    start: Artifact
+    original: Artifact
+    teachers: dict[Any, Teacher]  # by their config; a trained one takes its place
+    notes: list[str] = field(default_factory=list)
+    segments: list[dict[str, Any]] = field(default_factory=list)
+    facts: list[dict[str, Any]] = field(default_factory=list)
+    preflights: list[dict[str, Any]] = field(default_factory=list)
+    scales: dict[Any, float] = field(default_factory=dict)
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher of the config's own field: what the report compares with."""
+        return self.teachers[self.cfg.teacher]
+
+    def fact(self, label: str, **values: float | int | str | None) -> None:
+        """Something the method did, for the report."""
+        self.facts.append({"label": label, "values": {name: value for name, value in values.items() if value is not None}})
+
+
+def check_setting(cfg: Setting) -> None:
+    """What can be refused before anything is read.
+
+    Raises:
+        InputError: parts that do not go together.
+    """
+    kinds = [member for teacher in cfg.teachers() for member in getattr(teacher, "members", (teacher,))]
+    if "run" in cfg.candidates.sources and not cfg.data.run:
+        raise InputError("candidates.sources: has run, but data.run names no run file; set data.run or remove it")
+    if "teacher" in cfg.candidates.sources and searcher(cfg) is None:
+        raise InputError("candidates.sources: only a bi_encoder teacher can search a corpus; write [student], [bm25] or both")
+    ready = any(isinstance(one, ReadyScores) for one in kinds)
+    if ready and not cfg.data.scores:
+        raise InputError("teacher.kind: scores needs data.scores: a Parquet file with query_id, doc_id, score")
+    if ready and cfg.queries.count:
+        raise InputError("queries.count: queries made from the corpus have no ready-made scores; set queries.count=0")
+    if cfg.data.scores and not ready:
+        raise InputError("data.scores: only teacher.kind: scores reads them; set it, or remove data.scores")
+    if cfg.recover is not None and cfg.student.layers is None:
+        raise InputError("recover: only a student cut by student.layers has anything to recover; set it, or recover=null")
+    if cfg.data.run and cfg.queries.count:
+        raise InputError("queries.count: queries made from the corpus have no candidates in data.run; set queries.count=0")
+    for one in kinds:
+        if isinstance(one, PromptedTeacher) and one.pairwise and one not in cfg.pair_teachers():
+            raise InputError("teacher.prompt: it compares two passages; a teacher here scores one: monot5 or yes_no")
+    for one in cfg.pair_teachers():
+        if isinstance(one, PromptedTeacher) and not one.pairwise:
+            raise InputError("pairwise.prompt: it scores one passage; a pairwise teacher compares two: duot5 or a_or_b")
+
+
+def searcher(cfg: Setting) -> BiEncoderTeacher | None:
+    """The teacher that can search a corpus: the bi-encoder, or the first one of an ensemble."""
+    members = cfg.teacher.members if isinstance(cfg.teacher, Ensemble) else (cfg.teacher,)
+    return next((one for one in members if isinstance(one, BiEncoderTeacher)), None)
+
+
+def open_lab(cfg: Setting, store: Store) -> Lab:
+    """Data read and checked, models found and adopted.
+
+    Raises:
+        InputError: anything wrong with config, data or models; before any model has run.
+    """
+    check_setting(cfg)
+    precision = resolve(cfg.precision, gpu=store.cluster.has_gpu)
+    student_source = located(cfg.student)
+    wanted = (*cfg.teachers(), *cfg.pair_teachers())
+    sources = found_sources(wanted)
+    data = store.run(load, data=located_data(cfg.data))
+    report_load(data)
+    notes = list(data.metrics.get("notes", []))
+    if not table(data, "queries/test").rows:
+        raise InputError("data.test_split: there are no test queries; name a split that has judgements")
+
+    original_layout = wanted_layout(cfg.student, read_layout(student_source.where))
+    start = store.run(adopt, "student before", source=student_source, layout=original_layout, layers=plain(cfg.student.layers))
+    original = start
+    if cfg.student.layers is not None and cfg.recover is not None:
+        original = store.run(adopt, "student uncut", source=student_source, layout=original_layout, layers=None)
+    teachers = {one: open_teacher(store, one, sources) for one in wanted}
+    opened = [member for teacher in teachers.values() for member in (teacher, *teacher.members)]
+    cfg.check_models(start.metrics, {one.cfg: one.metrics for one in opened})
+    train_data = _train_queries(cfg, store, data, notes)
+    dev = cfg.evaluation
+    dev_data = store.run(sample_dev, "sample dev", data=data, passages=dev.dev_passages, queries=dev.dev_queries, seed=dev.seed)
+    return Lab(
+        cfg=cfg, store=store, precision=precision, data=data, train_data=train_data, dev_data=dev_data, start=start,
+        original=original, teachers=teachers, notes=notes,
+    )  # fmt: skip
+
+
+def _train_queries(cfg: Setting, store: Store, data: Artifact, notes: list[str]) -> Artifact:
+    made = cfg.queries
+    found = data
+    if made.labelled is not None and made.labelled < table(data, "queries/train").rows:
+        found = store.run(sample_queries, "sample train queries", data=data, count=made.labelled, seed=made.seed)
+        notes.append(f"{made.labelled:,} of {table(data, 'queries/train').rows:,} labelled training queries are used")
+    if made.count:
+        found = store.run(
+            make_queries, "make queries", data=data, labelled=found, count=made.count, sentences=made.sentences, seed=made.seed
+        )
+        notes.append(f"{found.metrics['made']:,} unlabelled training queries were made from passages")
+    if not table(found, "queries/train").rows:
+        raise InputError("there is nothing to train on: no train queries; set queries.count to make some from the corpus")
+    return found
+
+
+def located_data(data: Data) -> Located:
+    """A collection by its content and how it is read, not by where its files lie."""
+    reading = data.model_dump(mode="json", exclude={"path", "corpus", "queries", "qrels", "run", "scores"})
+    return Located(identity={"digest": digest(data), "reading": reading, "version": data.version}, where=data)
+
+
+def plain(layers: int | tuple[int, ...] | None) -> int | list[int] | None:
+    return list(layers) if isinstance(layers, tuple) else layers

@@ -1,0 +1,144 @@
+"""Training stages of the student, with a look at dev before and after each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raydrd.flow.judge import judge
+from raydrd.flow.lab import Lab
+from raydrd.flow.retrieve import mine, retrieve, tokens, vectors
+from raydrd.objectives import Contrastive, Losses, SameVectors
+from raydrd.progress import say
+from raydrd.stages.assemble import assemble
+from raydrd.stages.load import sample_dev, table
+from raydrd.stages.train import imitate, train
+from raydrd.store import Artifact
+from raydrd.training.plan import TrainConfig
+from raydrd.wordmaps import WordMaps
+
+
+def dev_metrics(lab: Lab, student: Artifact, label: str) -> dict[str, float] | None:
+    """Dev metrics of a student on the sampled dev collection; None where there are no dev queries."""
+    if not table(lab.dev_data, "queries/dev").rows:
+        return None
+    run = retrieve(lab, student, lab.dev_data, "queries/dev", k=lab.cfg.evaluation.depth, label=label)
+    return dict(judge(lab, run, lab.dev_data, "queries/dev", f"dev ({label})").metrics["means"])
+
+
+def learn(lab: Lab, before: Artifact, label: str, make: Callable[[], Artifact]) -> Artifact:
+    """One training stage with dev metrics before and after it, noted for the report.
+
+    With `keep: best` a stage after which the first metric is lower is dropped: the student of before it goes on.
+    """
+    first = lab.segments[-1]["dev_kept"] if lab.segments else dev_metrics(lab, before, "before")
+    after = make()
+    found = dev_metrics(lab, after, label)
+    main, was = next(iter(first.items())) if first else ("", 0.0)
+    now = next(iter(found.values())) if found else was
+    dropped = lab.cfg.keep == "best" and now < was
+    if dropped:
+        say(f"{label}: dev {main} fell from {was:.4f} to {now:.4f}: dropped (keep: best)")
+    lab.segments.append(
+        {
+            "label": label,
+            "model": after,
+            "steps": int(after.metrics["rows"]),
+            "dev_before": first,
+            "dev_after": found,
+            "dev_kept": first if dropped else found,
+            "dropped": dropped,
+        }
+    )
+    return before if dropped else after
+
+
+def distil(
+    lab: Lab,
+    student: Artifact,
+    label: str,
+    lists: Artifact,
+    objective: Losses,
+    config: TrainConfig,
+    *,
+    dark: Artifact | None = None,
+    teacher: Artifact | None = None,
+    words: WordMaps | None = None,
+    word_teacher: Artifact | None = None,
+) -> Artifact:
+    """The student after learning `objective` on `lists`, or as it was where the dev gate drops the stage.
+
+    dark: the collection of written passages that the lists name beside the corpus. teacher: a bi-encoder whose vectors
+    the objective compares whole batches with. words: MD2PR's word level with its cross-encoder.
+    """
+    passages: Artifact | list[Artifact] = tokens(lab.store, student, lab.data, "corpus")
+    if dark is not None:
+        passages = [tokens(lab.store, student, lab.data, "corpus"), tokens(lab.store, student, dark, "corpus")]
+    more: dict[str, Any] = {}
+    if teacher is not None:
+        more["teacher_vectors"] = {
+            "query": vectors(lab.store, teacher, lab.train_data, "queries/train", lab.precision, "teacher"),
+            "passage": vectors(lab.store, teacher, lab.data, "corpus", lab.precision, "teacher"),
+        }
+    if words is not None:
+        more |= {"words": words, "word_teacher": word_teacher}
+    return learn(
+        lab,
+        student,
+        label,
+        lambda: lab.store.run(
+            train,
+            f"train {label}",
+            start=student,
+            lists=lists,
+            query_tokens=tokens(lab.store, student, lab.train_data, "queries/train"),
+            passage_tokens=passages,
+            objective=objective,
+            config=config,
+            precision=lab.precision,
+            **more,
+        ),
+    )
+
+
+def started(lab: Lab) -> Artifact:
+    """The student that the method begins with: recovered where it was cut, then warmed up on labels if asked."""
+    student = recovered(lab)
+    for number, warm in enumerate(lab.cfg.warm_up, 1):
+        label = f"warm-up {number}"
+        found = mine(lab, student, label=label, positives=True, sources=warm.sources, depth=warm.depth)
+        lists = lab.store.run(assemble, f"lists of {label}", scored=found, data=lab.train_data, rule=warm.lists)
+        student = distil(lab, student, label, lists, Losses(terms=(Contrastive(),), score_scale=warm.score_scale), warm.train)
+    return student
+
+
+def recovered(lab: Lab) -> Artifact:
+    """The start, or where it was cut and `recover` is set, the start after learning its original's vectors again."""
+    recover, student = lab.cfg.recover, lab.start
+    if recover is None or lab.original.id == lab.start.id:
+        return student
+    texts = lab.data
+    if lab.data.metrics["passages"] > recover.passages:
+        texts = lab.store.run(
+            sample_dev, "sample to recover", data=lab.data, passages=recover.passages, queries=0, seed=recover.train.seed
+        )
+    store, data = lab.store, lab.train_data
+    passage_vectors = vectors(store, lab.original, texts, "corpus", lab.precision, "uncut")
+    query_vectors = vectors(store, lab.original, data, "queries/train", lab.precision, "uncut")
+    return learn(
+        lab,
+        student,
+        "recover",
+        lambda: store.run(
+            imitate,
+            "train recover",
+            start=student,
+            query_tokens=tokens(store, student, data, "queries/train"),
+            passage_tokens=tokens(store, student, texts, "corpus"),
+            query_vectors=query_vectors,
+            passage_vectors=passage_vectors,
+            objective=SameVectors(),
+            config=recover.train,
+            precision=lab.precision,
+        ),
+    )

@@ -1,0 +1,125 @@
+"""Is a teacher worth its scores? Tried on a few dev queries before the training queries are paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raydrd.diagnosis import fit_temperature, scale_problem, spread, verdict
+from raydrd.errors import InputError
+from raydrd.flow.judge import judge
+from raydrd.flow.lab import Lab
+from raydrd.flow.retrieve import bm25, retrieve
+from raydrd.flow.teachers import Teacher
+from raydrd.progress import say
+from raydrd.setting import ReadyScores
+from raydrd.stages.load import sample_dev, table
+from raydrd.stages.score import rerank
+from raydrd.stages.search import join_candidates
+from raydrd.stages.shards import parts_of
+from raydrd.statistics import bootstrap_interval, compare
+from raydrd.store import Artifact
+
+Scoring = Callable[[Artifact, Artifact, str], Artifact]  # (candidates, data, table) -> the same with teacher scores
+
+
+def preflight(lab: Lab, teacher: Teacher, score: Scoring) -> None:
+    """Try a teacher once: it re-ranks what BM25 and the student before find on the sampled dev collection.
+
+    What it says goes into the report; a temperature is fitted to the dev labels and kept for `scale: fitted`.
+
+    Raises:
+        InputError: the teacher is not above the student and `preflight` is stop.
+    """
+    cfg, done = lab.cfg, {one["identity"] for one in lab.preflights}
+    identity = teacher.identity or "+".join(member.identity for member in teacher.members)
+    if cfg.preflight == "off" and teacher.cfg.scale != "fitted" or isinstance(teacher.cfg, ReadyScores) or identity in done:
+        return
+    dev = cfg.evaluation
+    data = lab.store.run(
+        sample_dev, "sample preflight", data=lab.data, passages=dev.dev_passages, queries=dev.preflight_queries, seed=dev.seed
+    )
+    if not table(data, "queries/dev").rows:
+        say("preflight: there are no dev queries, so no teacher is tried before it is used")
+        return
+    depth = dev.preflight_depth
+    runs = {
+        "BM25": bm25(lab, data, "queries/dev", k=depth, corpus=data),
+        "student before": retrieve(lab, lab.start, data, "queries/dev", k=depth, label="preflight"),
+    }
+    pool = lab.store.run(join_candidates, "join preflight candidates", sources=list(runs.values()), depth=depth)
+    scored = score(pool, data, "queries/dev")
+    runs[teacher.name] = lab.store.run(rerank, "re-rank preflight", scored=scored, k=depth)
+    values = {name: _values(judge(lab, run, data, "queries/dev", f"preflight ({name})")) for name, run in runs.items()}
+    found: dict[str, Any] = {"identity": identity, "teacher": teacher.name, "queries": len(values["BM25"]), "depth": depth}
+    found |= _conclusion(lab, teacher.name, values, *_scores(scored, data))
+    lab.scales[teacher.cfg] = 1.0 / found["temperature"] if found["temperature"] else 1.0
+    lab.preflights.append(found)
+    for line in (f"preflight: {found['verdict']}", *([f"preflight: {found['scale']}"] if found["scale"] else [])):
+        say(line)
+    if not found["ok"] and cfg.preflight == "stop":
+        raise InputError(f"preflight: {found['verdict']}; or set preflight=warn to go on")
+
+
+def _conclusion(
+    lab: Lab,
+    name: str,
+    values: dict[str, NDArray[np.float64]],
+    scores: list[NDArray[np.float64]],
+    positives: list[NDArray[np.bool_]],
+) -> dict[str, Any]:
+    metric, dev = lab.cfg.evaluation.metrics[0], lab.cfg.evaluation
+    about = {
+        system: (float(v.mean()), *bootstrap_interval(v, seed=dev.seed, samples=dev.samples)) for system, v in values.items()
+    }
+    difference = compare(values[name], values["student before"], seed=dev.seed, samples=dev.samples)
+    ok, line = verdict(name, teacher=about[name], student=about["student before"], difference=difference, metric=metric)
+    try:
+        temperature = fit_temperature(scores, positives)
+    except ValueError:  # no query with both a positive and another passage: nothing to fit to
+        temperature = None
+    return {
+        "ok": ok,
+        "verdict": line,
+        "metric": metric,
+        "rows": [{"system": s, "value": v, "low": low, "high": high} for s, (v, low, high) in about.items()],
+        "spread": asdict(spread(scores)),
+        "scale": scale_problem(scores),
+        "temperature": temperature,
+    }
+
+
+def _values(judged: Artifact) -> NDArray[np.float64]:
+    table_ = pa.concat_tables(part for _, part in parts_of(judged).each())
+    return np.asarray(table_[next(name for name in table_.column_names if name != "query_row")].to_numpy())
+
+
+def _scores(scored: Artifact, data: Artifact) -> tuple[list[NDArray[np.float64]], list[NDArray[np.bool_]]]:
+    """Teacher scores of each dev query's candidates, and which of them are relevant."""
+    rows = pa.concat_tables(part for _, part in parts_of(scored).each())
+    queries = table(data, "queries/dev")
+    judged = queries.slice(0, queries.rows).select(["doc_rows", "grades"]).take(rows["query_row"]).to_pylist()
+    scores, positives = [], []
+    for docs, own, query in zip(rows["doc_rows"].to_pylist(), rows["teacher_scores"].to_pylist(), judged, strict=True):
+        relevant = [d for d, g in zip(query["doc_rows"], query["grades"], strict=True) if g > 0]
+        scores.append(np.array(own, dtype=np.float64))
+        positives.append(np.isin(docs, relevant))
+    return scores, positives
+
+
+def scale_of(lab: Lab, teacher: Teacher) -> float:
+    """What multiplies this teacher's scores before a softmax.
+
+    Raises:
+        InputError: `scale: fitted` without dev labels to fit to.
+    """
+    if teacher.cfg.scale != "fitted":
+        return float(teacher.cfg.scale)
+    if teacher.cfg not in lab.scales:
+        raise InputError("teacher.scale: fitted needs dev queries that the teacher can be tried on; write a number")
+    return lab.scales[teacher.cfg]

@@ -1,0 +1,90 @@
+"""Texts to candidates: tokens, vectors, searches, and what training queries are compared with."""
+
+from __future__ import annotations
+
+from raydrd.errors import InputError
+from raydrd.flow.lab import Lab, searcher
+from raydrd.precision import Precision
+from raydrd.stages.adopt import layout_of, model_folder
+from raydrd.stages.combine import with_positives
+from raydrd.stages.embed import embed
+from raydrd.stages.load import take_run
+from raydrd.stages.search import bm25_index, bm25_search, join_candidates, search
+from raydrd.stages.tokenize import tokenize
+from raydrd.store import Artifact, Located, Store
+
+
+def tokens(store: Store, model: Artifact, data: Artifact, name: str) -> Artifact:
+    """Token ids of table `name` by this model's tokenizer; shared by all models with the same one."""
+    role = "passage" if name == "corpus" else "query"
+    layout, prompt, lowercase = None, "", False
+    if "layout" in model.metrics:
+        layout = layout_of(model)
+        prompt, lowercase = layout.prompt(role), layout.lowercase
+    where = (model_folder(model), layout.folder(role) if layout else "")
+    known = Located(identity=model.metrics["tokenizer"], where=where)
+    return store.run(tokenize, f"tokenize {name}", data=data, name=name, tokenizer=known, prompt=prompt, lowercase=lowercase)
+
+
+def vectors(store: Store, model: Artifact, data: Artifact, name: str, precision: Precision, label: str) -> Artifact:
+    """Vectors of table `name` by the tower of its role."""
+    role = "passage" if name == "corpus" else "query"
+    made = tokens(store, model, data, name)
+    what = "passages" if role == "passage" else f"{name.removeprefix('queries/')} queries"
+    return store.run(embed, f"embed {what} ({label})", model=model, role=role, tokens=made, precision=precision)
+
+
+def retrieve(lab: Lab, model: Artifact, data: Artifact, name: str, *, k: int, label: str) -> Artifact:
+    """Exact search of table `name` with a bi-encoder: embed both sides, then the k best passages a query."""
+    passages = vectors(lab.store, model, data, "corpus", lab.precision, label)
+    queries = vectors(lab.store, model, data, name, lab.precision, label)
+    return lab.store.run(search, f"search {name.removeprefix('queries/')} ({label})", queries=queries, passages=passages, k=k)
+
+
+def bm25(lab: Lab, data: Artifact, name: str, *, k: int, corpus: Artifact | None = None) -> Artifact:
+    """BM25 search of table `name` of `data` in the corpus (or another collection's)."""
+    index = lab.store.run(bm25_index, "index bm25", data=corpus or lab.data)
+    return lab.store.run(bm25_search, f"search {name.removeprefix('queries/')} (bm25)", index=index, data=data, name=name, k=k)
+
+
+def mine(
+    lab: Lab,
+    student: Artifact,
+    *,
+    label: str = "student",
+    positives: bool = False,
+    sources: tuple[str, ...] = (),
+    depth: int | None = None,
+) -> Artifact:
+    """Candidates of the training queries, from the config's sources unless told; `label` names the student in progress lines.
+
+    positives: labelled positives that no source found join the candidates, so that the teacher scores them too.
+    """
+    depth = depth or lab.cfg.candidates.depth
+    found: list[Artifact] = []
+    for source in sources or lab.cfg.candidates.sources:
+        if source == "run":
+            found.append(lab.store.run(take_run, "candidates from run", data=lab.data))
+        elif source == "bm25":
+            found.append(bm25(lab, lab.train_data, "queries/train", k=depth))
+        else:
+            model = student if source == "student" else _searching_teacher(lab)
+            who = label if source == "student" else source
+            passages = vectors(lab.store, model, lab.data, "corpus", lab.precision, who)
+            queries = vectors(lab.store, model, lab.train_data, "queries/train", lab.precision, who)
+            found.append(lab.store.run(search, f"search train ({who})", queries=queries, passages=passages, k=depth))
+    joined = found[0]
+    if len(found) > 1:
+        joined = lab.store.run(join_candidates, "join candidates", sources=found, depth=depth)
+    if positives:
+        joined = lab.store.run(with_positives, "add positives", candidates=joined, data=lab.train_data)
+    return joined
+
+
+def _searching_teacher(lab: Lab) -> Artifact:
+    wanted = searcher(lab.cfg)
+    members = lab.teacher.members or (lab.teacher,)
+    model = next((member.model for member in members if member.cfg == wanted), None)
+    if model is None:
+        raise InputError("candidates.sources: only a bi_encoder teacher can search a corpus; write [student] or [bm25]")
+    return model

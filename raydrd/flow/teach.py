@@ -1,0 +1,191 @@
+"""Teachers at work: trained here if they ask for it, tried before they are paid for, then scoring candidates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from raydrd.errors import InputError
+from raydrd.flow.lab import Lab
+from raydrd.flow.preflight import preflight
+from raydrd.flow.retrieve import bm25, mine, retrieve, tokens, vectors
+from raydrd.flow.teachers import Teacher
+from raydrd.neighbours import NeighbourPairs
+from raydrd.objectives import Contrastive, Duels, Losses
+from raydrd.prompts import prompt_of
+from raydrd.setting import BiEncoderTeacher, PromptedTeacher, ReadyScores
+from raydrd.stages.adopt import model_folder
+from raydrd.stages.assemble import assemble
+from raydrd.stages.combine import blend
+from raydrd.stages.duel import sample_pairs, score_duels
+from raydrd.stages.score import rerank, score_pairs, score_vectors, take_scores
+from raydrd.stages.search import join_candidates
+from raydrd.stages.train import train, train_reranker
+from raydrd.store import Artifact, Located
+
+
+def scored_candidates(
+    lab: Lab,
+    student: Artifact,
+    *,
+    teacher: Teacher | None = None,
+    label: str = "student",
+    positives: bool = False,
+    known: Artifact | None = None,
+) -> Artifact:
+    """Candidates of the training queries with the teacher's scores: mined and scored, or ready-made.
+
+    The teacher (default the config's own) is trained on these candidates first if it asks for training, and tried on
+    dev. `known`: an earlier round's scored candidates of the same queries; a pair that stands there is not scored again.
+    """
+    teacher = teacher or lab.teacher
+    if isinstance(teacher.cfg, ReadyScores):
+        return lab.store.run(take_scores, "take ready-made scores", data=lab.data)
+    found = mine(lab, student, label=label, positives=positives)
+    trained = ready(lab, teacher, found)
+    known = None if trained.members else known  # an ensemble's scores depend on the whole list
+    return teach(lab, trained, found, lab.train_data, "queries/train", label=label, known=known)
+
+
+def ready(lab: Lab, teacher: Teacher, candidates: Artifact, *, anew: bool = False) -> Teacher:
+    """The teacher after its training on these candidates, if it asks for one, and after its preflight.
+
+    A teacher that was trained before stays as it is unless `anew`.
+    """
+    known = lab.teachers.get(teacher.cfg, teacher)
+    trained = known if known.is_trained and not anew else trained_teacher(lab, teacher, candidates)
+    lab.teachers[teacher.cfg] = trained
+    preflight(lab, trained, lambda pool, data, name: teach(lab, trained, pool, data, name, corpora=[data], label="dev"))
+    return trained
+
+
+def trained_teacher(lab: Lab, teacher: Teacher, candidates: Artifact) -> Teacher:
+    """A teacher that has learnt to rank the labelled positives of the training queries above mined passages."""
+    if teacher.members:
+        return replace(teacher, members=tuple(trained_teacher(lab, member, candidates) for member in teacher.members))
+    training = getattr(teacher.cfg, "train", None)
+    if training is None or teacher.model is None:
+        return teacher
+    lists = lab.store.run(assemble, f"lists for {teacher.name}", scored=candidates, data=lab.train_data, rule=training.lists)
+    if not lists.metrics["rows"]:
+        raise InputError("teacher.train: no train query is labelled, so there is nothing to train a teacher on; remove it")
+    is_bi = isinstance(teacher.cfg, BiEncoderTeacher)
+    texts = {
+        "query_tokens": tokens(lab.store, teacher.model, lab.train_data, "queries/train"),
+        "passage_tokens": tokens(lab.store, teacher.model, lab.data, "corpus"),
+    }
+    scale = training.score_scale if is_bi else 1.0
+    listwise = Losses(terms=(Contrastive(in_batch=is_bi),), score_scale=scale)
+    label = f"train teacher {teacher.name}"
+    if is_bi:
+        model = lab.store.run(
+            train, label, start=teacher.model, lists=lists, **texts, objective=listwise, config=training.train,
+            precision=lab.precision,
+        )  # fmt: skip
+    else:
+        duels = teacher.cfg in lab.cfg.pair_teachers()
+        model = lab.store.run(
+            train_reranker, label, start=teacher.model, lists=lists, **texts, objective=Duels() if duels else listwise,
+            config=training.train, precision=lab.precision, max_length=teacher.cfg.max_length, duels=duels,
+        )  # fmt: skip
+    return replace(teacher, model=model, identity=f"trained:{model.id}")
+
+
+def teach(
+    lab: Lab,
+    teacher: Teacher,
+    candidates: Artifact,
+    data: Artifact,
+    name: str,
+    *,
+    corpora: list[Artifact] | None = None,
+    reference: Artifact | None = None,
+    known: Artifact | None = None,
+    label: str = "",
+) -> Artifact:
+    """Candidates of table `name` with the teacher's scores.
+
+    corpora: the collections whose passages, one after the other, the candidates' rows count (default the corpus).
+    reference: for an ensemble, the candidates whose scores standardise those of `candidates`.
+    """
+    corpora = corpora or [lab.data]
+    what = name.removeprefix("queries/") + (f", {label}" if label else "")
+    if teacher.members:
+        members = [teach(lab, m, candidates, data, name, corpora=corpora, label=label) for m in teacher.members]
+        bases = None
+        if reference is not None:
+            bases = [teach(lab, m, reference, data, name, corpora=corpora[:1], label=label) for m in teacher.members]
+        return lab.store.run(blend, f"blend {what}", members=members, references=bases)
+    if teacher.model is None:
+        raise InputError("teacher.kind: ready-made scores cannot score anything else; name a model")
+    model, short = teacher.model, teacher.name.rpartition("/")[2]
+    if isinstance(teacher.cfg, BiEncoderTeacher):
+        passages = [vectors(lab.store, model, one, "corpus", lab.precision, "teacher") for one in corpora]
+        queries = vectors(lab.store, model, data, name, lab.precision, "teacher")
+        return lab.store.run(score_vectors, f"score {what}", candidates=candidates, queries=queries, passages=_one(passages))
+    prompted = isinstance(teacher.cfg, PromptedTeacher)
+    return lab.store.run(
+        score_pairs,
+        f"score {what} ({short})",
+        candidates=candidates,
+        query_tokens=tokens(lab.store, model, data, name),
+        passage_tokens=_one([tokens(lab.store, model, one, "corpus") for one in corpora]),
+        teacher=Located(identity=teacher.identity, where=model_folder(model)),
+        max_length=teacher.cfg.max_length,
+        precision=lab.precision,
+        **({"kind": "prompted", "prompt": prompt_of(teacher.cfg.prompt)} if prompted else {}),
+        **({"known": known} if known is not None else {}),
+    )
+
+
+def _one(artifacts: list[Artifact]) -> Artifact | list[Artifact]:
+    return artifacts[0] if len(artifacts) == 1 else artifacts
+
+
+def duels(
+    lab: Lab, teacher: Teacher, scored: Artifact, rule: NeighbourPairs, *, symmetrize: bool, label: str = "student"
+) -> Artifact:
+    """Neighbouring candidates compared by a pairwise teacher, which is trained on these candidates if it asks for it."""
+    trained = lab.teachers[teacher.cfg]
+    if not trained.is_trained:
+        trained = lab.teachers[teacher.cfg] = trained_teacher(lab, teacher, scored)
+    assert trained.model is not None
+    pairs = lab.store.run(sample_pairs, f"sample pairs ({label})", scored=scored, data=lab.train_data, rule=rule)
+    prompted = isinstance(trained.cfg, PromptedTeacher)
+    return lab.store.run(
+        score_duels,
+        f"compare pairs ({label})",
+        pairs=pairs,
+        query_tokens=tokens(lab.store, trained.model, lab.train_data, "queries/train"),
+        passage_tokens=tokens(lab.store, trained.model, lab.data, "corpus"),
+        kind=trained.cfg.kind,
+        teacher=Located(identity=trained.identity, where=model_folder(trained.model)),
+        prompt=prompt_of(trained.cfg.prompt) if prompted else None,
+        max_length=trained.cfg.max_length,
+        precision=lab.precision,
+        symmetrize=symmetrize,
+    )
+
+
+def teacher_run(lab: Lab, before: Artifact) -> tuple[Artifact, str] | None:
+    """The teacher on the test queries: its own search, or for a reranker the candidates of BM25 and the start.
+
+    None for ready-made scores.
+    """
+    teacher = lab.teacher
+    if isinstance(teacher.cfg, ReadyScores):
+        return None
+    depth = lab.cfg.evaluation.depth
+    if isinstance(teacher.cfg, BiEncoderTeacher):
+        assert teacher.model is not None
+        run = retrieve(lab, teacher.model, lab.data, "queries/test", k=depth, label="teacher")
+        return run, "bi-encoder, searching the corpus"
+    depth = min(depth, lab.cfg.evaluation.teacher_depth)
+    sources = [bm25(lab, lab.data, "queries/test", k=depth), before]
+    for member in teacher.members:
+        if isinstance(member.cfg, BiEncoderTeacher) and member.model is not None:
+            sources.append(retrieve(lab, member.model, lab.data, "queries/test", k=lab.cfg.evaluation.depth, label="teacher"))
+    pool = lab.store.run(join_candidates, "join test candidates", sources=sources, depth=depth)
+    best = lab.store.run(rerank, "re-rank test (teacher)", scored=teach(lab, teacher, pool, lab.data, "queries/test"), k=depth)
+    kind = "ensemble" if teacher.members else teacher.cfg.kind.replace("_", "-")
+    others = ", its own bi-encoder" if len(sources) > 2 else ""
+    return best, f"{kind}, re-ranking {depth} passages of BM25, the start{others}"

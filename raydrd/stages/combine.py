@@ -1,0 +1,158 @@
+"""combine: labelled positives join the candidates, several teachers become one, a filter's threshold is learnt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raydrd.errors import InputError
+from raydrd.filters import Filter, hidden_positive_recall, scale, threshold
+from raydrd.parts import Parts
+from raydrd.stages.assemble import positives_of, rows_of
+from raydrd.stages.load import table
+from raydrd.stages.shards import parts_of, pending
+from raydrd.storage import Folder
+from raydrd.store import Artifact, Work, stage
+from raydrd.tables import CANDIDATES, SCORED
+
+NOT_FOUND = float("-inf")  # the retriever's score of a passage it did not find
+
+
+class Completer:
+    """Candidates of a block of queries with their missing labelled positives at the end."""
+
+    def __init__(self, *, candidates: Parts, queries: Parts, out: Folder) -> None:
+        self.candidates, self.queries, self.out = candidates, queries, out
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        found = self.candidates.slice(shard["lo"], shard["hi"])
+        rows = found["query_row"].to_numpy()
+        first = int(rows.min())
+        asked = self.queries.slice(first, int(rows.max()) + 1, ["doc_rows", "grades"]).take(rows - first).to_pylist()
+        docs, scores, added = found["doc_rows"].to_pylist(), found["scores"].to_pylist(), 0
+        for query, own, own_scores in zip(asked, docs, scores, strict=True):
+            missing = [d for d in positives_of(query) if d not in own]
+            own += missing
+            own_scores += [NOT_FOUND] * len(missing)
+            added += len(missing)
+        self.out.write_table(shard["name"], pa.table([found["query_row"], docs, scores], schema=CANDIDATES))
+        return {"added": added}
+
+
+@stage(version=1)
+def with_positives(work: Work, *, candidates: Artifact, data: Artifact) -> dict[str, Any]:
+    """Candidates with every labelled positive among them (score -inf where no search found it), to be scored alike."""
+    found = parts_of(candidates)
+    results = work.cluster.map(
+        Completer,
+        {"candidates": found, "queries": table(data, "queries/train"), "out": work.shards},
+        pending(work, found.rows, 20_000, "parquet"),
+        label=work.label,
+        unit="queries",
+        marks=work.shards / "attempts",
+        inline=found.rows <= 20_000,
+        models=False,
+    )
+    return {"rows": found.rows, "unit": "queries", "added": sum(r["added"] for r in results)}
+
+
+# -- ensembles ------------------------------------------------------------------------------------
+
+
+def standardised(scores: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(scores - mean) / std of one query's reference scores; zeros where these are all equal."""
+    if not len(reference):
+        return np.zeros(len(scores))
+    spread = float(reference.std())
+    return (scores.astype(np.float64) - float(reference.mean())) / spread if spread > 0 else np.zeros(len(scores))
+
+
+class Blender:
+    """The mean over teachers of a query's standardised scores."""
+
+    def __init__(self, *, members: list[Parts], references: list[Parts], out: Folder) -> None:
+        self.members, self.references, self.out = members, references, out
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        lo, hi = shard["lo"], shard["hi"]
+        tables = [member.slice(lo, hi) for member in self.members]
+        scored = [t["teacher_scores"].to_pylist() for t in tables]
+        bases = [reference.slice(lo, hi)["teacher_scores"].to_pylist() for reference in self.references]
+        blended = [
+            np.mean(
+                [
+                    standardised(np.array(own, dtype=np.float32), np.array(base, dtype=np.float32))
+                    for own, base in zip(query, base_of, strict=True)
+                ],
+                axis=0,
+            ).astype(np.float32)
+            for query, base_of in zip(zip(*scored, strict=True), zip(*bases, strict=True), strict=True)
+        ]
+        self.out.write_table(shard["name"], pa.table([*(tables[0][n] for n in SCORED.names[:3]), blended], schema=SCORED))
+        return {}
+
+
+@stage(version=1)
+def blend(work: Work, *, members: list[Artifact], references: list[Artifact] | None = None) -> dict[str, Any]:
+    """The same candidates scored by several teachers, as one: the mean of scores standardised within each query.
+
+    `references`: scored lists whose mean and spread standardise (dark examples by those of the real passages); default
+    the members themselves.
+    """
+    tables = [parts_of(member) for member in members]
+    bases = [parts_of(reference) for reference in references] if references else tables
+    work.cluster.map(
+        Blender,
+        {"members": tables, "references": bases, "out": work.shards},
+        pending(work, tables[0].rows, 10_000, "parquet"),
+        label=work.label,
+        unit="queries",
+        marks=work.shards / "attempts",
+        inline=tables[0].rows <= 20_000,
+        models=False,
+    )
+    return {"rows": tables[0].rows, "unit": "queries"}
+
+
+# -- the filter's threshold -----------------------------------------------------------------------
+
+
+@stage(version=1)
+def learn_threshold(
+    work: Work, *, scored: Artifact, data: Artifact, rule: Filter, round: int, previous: Artifact | None = None
+) -> dict[str, Any]:
+    """MD2PR's threshold of this round from the positives' teacher scores, smoothed with the last round's.
+
+    Also the check that needs no judge: on queries with two labelled positives or more all but the first are hidden
+    among the candidates; how many does the filter catch, and how much does it filter at all?
+
+    Raises:
+        InputError: no labelled positive was scored.
+    """
+    positives: list[float] = []
+    hidden: list[list[float]] = []
+    others: list[list[float]] = []
+    first: list[float | None] = []
+    queries = table(data, "queries/train")
+    for _, part in parts_of(scored).each():
+        for row in rows_of(part, queries):
+            known = dict(zip(row.doc_rows.tolist(), row.teacher_scores.tolist(), strict=True))
+            own = [known[d] for d in dict.fromkeys(row.positives) if d in known]
+            positives += own[:1]
+            hidden.append(own[1:])
+            others.append([known[d] for d in known if d not in row.positives])
+            first.append(own[0] if own else None)
+    if not positives:
+        raise InputError("filter: no labelled positive has a teacher score; labels are needed, or set filter=null")
+    before = previous.metrics["theta"] if previous is not None else None
+    theta = threshold(rule, np.array(positives), round=round, previous=before)
+    mean, std = scale(rule, np.array(positives))
+    check = hidden_positive_recall(rule, hidden, others, threshold=theta, positive_scores=first, mean=mean, std=std)
+    metrics: dict[str, Any] = {"rows": len(positives), "unit": "positives", "theta": theta, "mean": mean, "std": std}
+    if check is not None:
+        metrics |= {"hidden": check.hidden, "hidden_recall": check.recall, "filter_rate": check.rate}
+    work.folder.write_json("threshold.json", metrics)
+    return metrics

@@ -1,0 +1,110 @@
+"""write_dark: ADAM's dark examples as passages of a side corpus; later stages read them like any other passage."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raydrd.dark import Dark, build
+from raydrd.parts import Parts, part_name, ranges
+from raydrd.stages.assemble import rows_of
+from raydrd.stages.load import table
+from raydrd.stages.shards import parts_of
+from raydrd.storage import Folder
+from raydrd.store import Artifact, Work, stage
+from raydrd.tables import CORPUS, DARK
+
+
+class Writer:
+    """Dark texts of a block of queries. Each query owns `slots` rows of the side corpus, so that blocks need not agree."""
+
+    def __init__(self, *, scored: Parts, queries: Parts, corpus: Parts, out: Folder, rule: Dark) -> None:
+        self.scored, self.queries, self.corpus, self.out, self.rule = scored, queries, corpus, out, rule
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        lo, hi, slots = shard["lo"], shard["hi"], 2 * self.rule.built
+        scored = self.scored.slice(lo, hi)
+        rows = rows_of(scored, self.queries)
+        first = int(scored["query_row"].to_numpy().min())
+        asked = self.queries.slice(first, int(scored["query_row"].to_numpy().max()) + 1, ["query_id", "text"])[
+            "text"
+        ].to_pylist()
+        sources = [[d for d in row.student_order().tolist() if d not in row.positives][: self.rule.sources] for row in rows]
+        wanted = sorted({d for own in sources for d in own} | {row.positives[0] for row in rows if row.positives})
+        texts = dict(zip(wanted, self.corpus.take(np.array(wanted, dtype=np.int64), ["text"])["text"].to_pylist(), strict=True))
+        ids, written, records = [], [], []
+        made = 0
+        for number, (row, negatives) in enumerate(zip(rows, sources, strict=True)):
+            found = []
+            if row.positives:
+                found = build(
+                    self.rule,
+                    query_id=row.query_id,
+                    query=asked[row.query_row - first],
+                    positive=texts[row.positives[0]],
+                    negatives=[texts[d] for d in negatives],
+                )
+            made += len(found)
+            start = self.corpus.rows + (lo + number) * slots
+            ids += [f"dark:{row.query_id}:{one.kind}:{one.number}" for one in found] + [""] * (slots - len(found))
+            written += [one.text for one in found] + [""] * (slots - len(found))
+            records.append(
+                {
+                    "query_row": row.query_row,
+                    "doc_rows": [start + at for at in range(len(found))],
+                    "scores": [0.0] * len(found),
+                    "kinds": [one.kind for one in found],
+                    "recipes": [json.dumps(one.recipe) for one in found],
+                }
+            )
+        name = part_name(lo * slots, hi * slots, "parquet")
+        self.out.write_table(f"corpus/{name}", pa.table([ids, written], schema=CORPUS))
+        self.out.write_table(f"dark/{part_name(lo, hi, 'parquet')}", pa.Table.from_pylist(records, schema=DARK))
+        return {"made": made}
+
+
+@stage(version=1)
+def write_dark(work: Work, *, scored: Artifact, data: Artifact, corpus: Artifact, rule: Dark) -> dict[str, Any]:
+    """Reinforced negatives and noisy positives for every labelled query of `scored`; tables `corpus` and `dark`.
+
+    `dark` has one row for each row of `scored`; its `doc_rows` follow the corpus' last row.
+    """
+    candidates = parts_of(scored)
+    shards = [
+        {"name": part_name(lo, hi, "parquet"), "lo": lo, "hi": hi, "rows": hi - lo} for lo, hi in ranges(candidates.rows, 2048)
+    ]
+    passages = table(corpus, "corpus")
+    work.cluster.map(
+        Writer,
+        {
+            "scored": candidates,
+            "queries": table(data, "queries/train"),
+            "corpus": passages,
+            "out": work.shards,
+            "rule": rule,
+        },
+        # The file written last says that a shard is whole.
+        [shard for shard in shards if not work.shards.exists(f"dark/{shard['name']}")],
+        label=work.label,
+        unit="queries",
+        marks=work.shards / "attempts",
+        inline=candidates.rows <= 2048,
+        models=False,
+    )
+    made = 0
+    for shard in shards:
+        lists = work.shards.read_table(f"dark/{shard['name']}", ["doc_rows"])["doc_rows"].combine_chunks()
+        made += len(lists.flatten())
+    return {"rows": candidates.rows, "unit": "queries", "made": made}
+
+
+@stage(version=1)
+def dark_candidates(work: Work, *, dark: Artifact) -> dict[str, Any]:
+    """What was written as candidates, so that any teacher scores it."""
+    found = table(dark, "dark")
+    for part, rows in found.each():
+        work.shards.write_table(part.name, rows.select(["query_row", "doc_rows", "scores"]))
+    return {"rows": found.rows, "unit": "queries"}
