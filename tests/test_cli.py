@@ -55,7 +55,7 @@ def _pickled(toy: Path, tmp_path: Path) -> str:
         ("missing model", "no such folder; write a model folder, a hub id or package:NAME"),
         ("pickled model", "pickled weights are never loaded: convert them"),
         ("impossible cut", "student.layers: 5: the model has 2 layers; write 1 to 2"),
-        ("impossible source", "candidates.sources: a cross_encoder teacher cannot search a corpus"),
+        ("impossible source", "candidates.sources: only a bi_encoder teacher can search a corpus"),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_exit_code_2(

@@ -176,21 +176,22 @@ def test_top_and_sampled() -> None:
     assert ranks(made.doc_rows[:1]) == [9]
     negatives = ranks(made.doc_rows[1:])
     assert len(set(negatives)) == 7
-    assert set(negatives) <= set(range(1, 21)) - {9, 3}
+    assert set(negatives) <= set(range(1, 23)) - {9, 3}
     assert negatives == sorted(negatives)
     assert made.labels.tolist() == [1.0] + [0.0] * 7
     made = TopAndSampled(negatives=4, pool=6, top=2, ranking="student")(row(positives=(1009, 1198, 1003)))
     assert made is not None
     assert ranks(made.doc_rows)[:2] == [9, 198]
-    assert set(ranks(made.doc_rows)[2:]) <= {200, 199, 197, 196, 195}
+    assert set(ranks(made.doc_rows)[2:]) <= {200, 199, 197, 196, 195, 194}
     assert made.labels.tolist() == [1, 1, 0, 0, 0, 0]
 
 
 def test_top_and_sampled_without_judgements_and_without_negatives() -> None:
-    made = TopAndSampled(negatives=3, pool=4)(row())
+    made = TopAndSampled(negatives=3, pool=3)(row())
     assert made is not None
     assert ranks(made.doc_rows) == [1, 2, 3, 4]
-    made = TopAndSampled(negatives=3, pool=4, positives="teacher")(row(positives=(1009,)))
+    assert TopAndSampled(negatives=3, pool=3, unlabelled=False)(row()) is None
+    made = TopAndSampled(negatives=3, pool=3, positives="teacher")(row(positives=(1009,)))
     assert made is not None
     assert ranks(made.doc_rows) == [1, 2, 3, 4]
     assert TopAndSampled(negatives=3, pool=4)(row(0, positives=(5001,))) is None

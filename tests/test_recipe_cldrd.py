@@ -36,13 +36,13 @@ def test_the_stages_tell_the_papers_story(toy_run: dict[str, Any]) -> None:
         at = told.index(name, at) + 1
     # The pool is built and scored once for all three steps; each step starts where the one before ended.
     scored = [s["label"] for s in toy_run["stages"] if s["name"] == "score_pairs"]
-    assert scored == ["score train (teacher)", "score test (teacher)"]
+    assert scored == ["score dev, dev (teacher)", "score train (teacher)", "score test (teacher)"]  # dev: preflight
     assert [s["label"] for s in toy_run["stages"] if s["name"] == "train"] == [
         "train step 1: 5/5/10",
         "train step 2: 10/5/5",
         "train step 3: 20/0/0",
     ]
-    assert told.count("evaluate") == 4 + 4  # dev before and after each step, then the four systems on test
+    assert told.count("evaluate") == 3 + 4 + 4  # preflight, dev before and after each step, the four systems on test
     from raydrd.cluster import Cluster
     from raydrd.config import Resources
     from raydrd.storage import Folder

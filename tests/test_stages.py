@@ -463,7 +463,7 @@ def test_a_collection_without_dev_queries_has_an_empty_dev_sample(store: Store, 
 
 def test_made_queries_come_after_the_labelled_ones_without_positives(store: Store, toy: Path) -> None:
     data = open_data(store, toy / "data")
-    made = store.run(make_queries, data=data, count=10, sentences=1, seed=0)
+    made = store.run(make_queries, data=data, labelled=data, count=10, sentences=1, seed=0)
     rows = table(made, "queries/train").slice(0, made.metrics["rows"]).to_pylist()
     assert len(rows) == 34 and made.metrics["made"] == 10
     assert rows[:24] == table(data, "queries/train").slice(0, 24).to_pylist()

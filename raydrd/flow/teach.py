@@ -108,7 +108,7 @@ def teach(
     reference: for an ensemble, the candidates whose scores standardise those of `candidates`.
     """
     corpora = corpora or [lab.data]
-    what = name.removeprefix("queries/") + (f", {label}" if label else "")
+    what = name.removeprefix("queries/") + (f", {label}" if label not in ("", "student") else "")
     if teacher.members:
         members = [teach(lab, m, candidates, data, name, corpora=corpora, label=label) for m in teacher.members]
         bases = None

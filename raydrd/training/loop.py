@@ -57,7 +57,9 @@ class Job:
 class Texts:
     """Token batches of a batch's distinct texts (query, passage), pairs or duels."""
 
-    def __init__(self, path: Path, layout: Layout | None, max_length: int, tokens: dict[str, TokenReader], budget: int) -> None:
+    def __init__(
+        self, path: Path, layout: Layout | None, tokens: dict[str, TokenReader], budget: int, max_length: int = 0
+    ) -> None:
         from transformers import AutoTokenizer
 
         home = path / layout.passage_folder if layout else path
@@ -125,7 +127,7 @@ def train_loop(job: Job, comm: Alone | Ranks, device: torch.device) -> None:
         raise ValueError("there are no examples to train on: every query was dropped by the rule")
     budget = job.tokens_per_batch or (65_536 if device.type == "cuda" else 4096)
     readers = {role: TokenReader(parts) for role, parts in job.examples.tokens.items()}
-    texts = Texts(path, layout, job.max_length or 0, readers, budget)
+    texts = Texts(path, layout, readers, budget, job.max_length or 0)
     words = None
     trained: nn.Module = model
     if job.words is not None:
