@@ -57,11 +57,38 @@ def _parse(text: str) -> Any:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """The mapping in a YAML file; with `extends: other.yaml` (beside it) on top of that file's fields.
+
+    Fields of mappings are merged, anything else (lists too) is replaced; a mapping of another `kind` replaces the whole.
 
     Raises:
-        InputError: no such file, not YAML, or not a mapping; with file and line.
+        InputError: no such file, not YAML, not a mapping, or files that extend one another in a circle; with file and line.
     """
+    return _extended(Path(path), ())
+
+
+def _extended(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    values = _read(path)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise InputError(f"{path}: extends: write the name of one YAML file, for example base.yaml")
+    if path.resolve() in above:
+        raise InputError(f"{path}: extends: it extends itself, by way of {base}")
+    return _merged(_extended(path.parent / base, (*above, path.resolve())), values)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for name, value in above.items():
+        old = result.get(name)
+        same = isinstance(value, dict) and isinstance(old, dict) and value.get("kind", old.get("kind")) == old.get("kind")
+        result[name] = _merged(old, value) if same else value  # type: ignore[arg-type]
+    return result
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:

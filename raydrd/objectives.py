@@ -166,6 +166,7 @@ class Ordered(Frozen):
             batch.labels_QN,
             doc_rows_GN,
             mask_GN=mask_GN,
+            relevant_QP=batch.relevant_QR,
             pool=self.in_batch,
             offset=view.comm.rank * len(batch.labels_QN),
         )

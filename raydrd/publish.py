@@ -18,11 +18,14 @@ import yaml
 
 from raydrd.card import model_card
 from raydrd.errors import InputError
+from raydrd.examples import examples
 from raydrd.flow.judge import judge
 from raydrd.flow.lab import Lab
 from raydrd.flow.retrieve import bm25, retrieve, tokens, vectors
 from raydrd.flow.teach import teacher_run
+from raydrd.flow.teachers import Teacher
 from raydrd.provenance import provenance
+from raydrd.recipes import RECIPES
 from raydrd.report.page import write_page
 from raydrd.slices import traits
 from raydrd.stages.adopt import layout_of, model_folder
@@ -34,7 +37,6 @@ from raydrd.storage import Folder
 from raydrd.store import Artifact
 
 LABELS = {"bm25": "bm25", "student_before": "before", "teacher": "teacher", "student": "after"}
-EXAMPLES, SHOWN = 10, 3  # queries of each kind on the page, and passages of each
 
 
 def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[str, Any]:
@@ -62,6 +64,7 @@ def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[s
     report = {
         "name": out.uri.rstrip("/").rpartition("/")[2],
         "recipe": cfg.recipe,
+        "method": RECIPES[cfg.recipe].SUMMARY,
         "created": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "command": " ".join(["raydrd", *sys.argv[1:]]),
         "seconds": round(time.monotonic() - began, 1),
@@ -74,14 +77,15 @@ def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[s
         "curve": _curve(lab),
         "preflight": lab.preflights,
         "facts": lab.facts,
-        "examples": _examples(lab, values, before, after),
+        "examples": examples(lab.data, values["student_before"], values["student"], before=before, after=after),
         "provenance": {
             **provenance(),
             "seed": _seed(cfg),
             "precision": lab.precision,
             "data_digest": lab.data.id,
             "student": f"{cfg.student.model} ({lab.start.id})",
-            "teacher": f"{lab.teacher.name} ({lab.teacher.identity})" if lab.teacher.identity else lab.teacher.name,
+            "teacher": _named(lab.teacher),
+            "other_teachers": [_named(one) for cfg_, one in lab.teachers.items() if cfg_ != cfg.teacher],
             "export_difference": verified.metrics["difference"],
         },
         "store": lab.store.root.uri,
@@ -98,6 +102,10 @@ def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[s
 
 def _table(artifact: Artifact) -> pa.Table:
     return pa.concat_tables(part for _, part in parts_of(artifact).each())
+
+
+def _named(teacher: Teacher) -> str:
+    return f"{teacher.name} ({teacher.identity})" if teacher.identity else teacher.name
 
 
 def _seed(cfg: Any) -> Any:
@@ -196,61 +204,13 @@ def _curve(lab: Lab) -> dict[str, Any]:
             dev.append([start, segment["dev_before"]])
         if segment["dev_after"]:
             dev.append([end, segment["dev_after"]])
-        segments.append({"label": segment["label"], "start": start, "end": end, **_devs(segment)})
+        segments.append({"label": segment["label"], "start": start, "end": end, **_gate(segment)})
         start = end
     return {"loss": loss, "dev": dev, "segments": segments}
 
 
-def _devs(segment: dict[str, Any]) -> dict[str, Any]:
-    return {key: segment[key] for key in ("dev_before", "dev_after")}
-
-
-# -- examples ---------------------------------------------------------------------------------------
-
-
-def _examples(lab: Lab, values: dict[str, pa.Table], before: Artifact, after: Artifact) -> dict[str, Any]:
-    """The queries that changed most, with the passages that made the difference."""
-    metric = next(c for c in values["student"].column_names if c != "query_row")
-    rows = values["student"]["query_row"].to_numpy()
-    now, then = values["student"][metric].to_numpy(), values["student_before"][metric].to_numpy()
-    order = np.lexsort((rows, -(now - then)))
-    improved = [i for i in order[:EXAMPLES] if now[i] > then[i]]
-    hurt = [i for i in order[::-1][:EXAMPLES] if now[i] < then[i]]
-    return {
-        "improved": [_example(lab, int(rows[i]), then[i], now[i], before, after) for i in improved],
-        "hurt": [_example(lab, int(rows[i]), then[i], now[i], before, after) for i in hurt],
-    }
-
-
-def _example(lab: Lab, row: int, then: float, now: float, before: Artifact, after: Artifact) -> dict[str, Any]:
-    query = table(lab.data, "queries/test").slice(row, row + 1).to_pylist()[0]
-    ranks_before, ranks_after = _ranks(before, row), _ranks(after, row)
-    relevant = {d for d, g in zip(query["doc_rows"], query["grades"], strict=True) if g > 0}
-    wanted = [*sorted(relevant)[:2], *list(ranks_after)[:SHOWN], *list(ranks_before)[:1]]
-    docs = sorted(dict.fromkeys(wanted), key=lambda d: ranks_after.get(d, 10**9))
-    texts = table(lab.data, "corpus").take(np.array(sorted(docs), dtype=np.int64)).to_pylist()
-    by_row = dict(zip(sorted(docs), texts, strict=True))
-    return {
-        "query_id": query["query_id"],
-        "query": query["text"],
-        "metric_before": float(then),
-        "metric_after": float(now),
-        "passages": [
-            {
-                "doc_id": by_row[d]["doc_id"],
-                "text": by_row[d]["text"][:600],
-                "relevant": d in relevant,
-                "rank_before": ranks_before.get(d),
-                "rank_after": ranks_after.get(d),
-            }
-            for d in docs
-        ],
-    }
-
-
-def _ranks(run: Artifact, row: int) -> dict[int, int]:
-    docs = parts_of(run).slice(row, row + 1)["doc_rows"].to_pylist()[0]
-    return {doc: rank for rank, doc in enumerate(docs, 1)}
+def _gate(segment: dict[str, Any]) -> dict[str, Any]:
+    return {key: segment[key] for key in ("dev_before", "dev_after", "dropped")}
 
 
 # -- the folder -------------------------------------------------------------------------------------

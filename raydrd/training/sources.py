@@ -127,7 +127,7 @@ class ListSource:
             distinct, index = np.unique(doc_rows_QN, return_inverse=True)
             rows = {"query": torch.from_numpy(self.query_rows[numbers]), "passage": torch.from_numpy(distinct)}
             index_QN = index.reshape(doc_rows_QN.shape)
-        pairs_P3, p_P = self._pairs(numbers)
+        pairs_P3, p_P = self._pairs(numbers, chosen)
         anchored = len(self.anchor.values) == len(self.columns["doc_rows"].values)
         return ListBatch(
             rows=rows,
@@ -146,12 +146,23 @@ class ListSource:
             teacher_vectors={r: torch.from_numpy(self.targets[r].take(rows[r].numpy())) for r in self.targets},
         )
 
-    def _pairs(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Compared pairs of these lists: (place in the batch, left, right) and P(left is better)."""
-        left, right, p = ([self.pairs[name].of(int(n)) for n in numbers] for name in ("pair_left", "pair_right", "pair_p"))
-        query = np.repeat(np.arange(len(numbers)), [len(one) for one in left])
-        columns = [query, np.concatenate(left).astype(np.int64), np.concatenate(right).astype(np.int64)]
-        return np.stack(columns, axis=1), np.concatenate(p).astype(np.float32)
+    def _pairs(
+        self, numbers: NDArray[np.int64], chosen: list[NDArray[np.int64]]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Compared pairs of these lists: (place in the batch, left, right) and P(left is better).
+
+        Pairs name places of the whole list: where only some passages were drawn, these are found again by their places,
+        and a pair with one that was not drawn is left out.
+        """
+        found, known = [], []
+        for q, (number, drawn) in enumerate(zip(numbers.tolist(), chosen, strict=True)):
+            sides = np.stack([self.pairs[name].of(number) for name in ("pair_left", "pair_right")]).astype(np.int64)
+            sides += self.starts[number]
+            there = np.isin(sides, drawn).all(axis=0)
+            left, right = np.searchsorted(drawn, sides[:, there])
+            found.append(np.stack([np.full(len(left), q), left, right], axis=1))
+            known.append(self.pairs["pair_p"].of(number)[there])
+        return np.concatenate(found), np.concatenate(known).astype(np.float32)
 
     def _duels(self, numbers: NDArray[np.int64], places_QN: NDArray[np.int64], mask_QN: NDArray[np.bool_]) -> DuelBatch:
         """The first passage of each list against each of the others; which stands first alternates."""
