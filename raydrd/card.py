@@ -8,6 +8,8 @@ import yaml
 
 from raydrd.layout import Layout
 
+FROM_ABSTRACT = "; from the abstract"  # how the summary of such a recipe ends
+
 
 def model_card(report: dict[str, Any], layout: Layout) -> str:
     """README.md of a model folder, with the front matter that hubs read."""
@@ -46,9 +48,9 @@ def model_card(report: dict[str, Any], layout: Layout) -> str:
 
 # {report["name"]}
 
-A dense retriever distilled with raydrd ({report["recipe"]}) from `{config["teacher"].get("model", "ready-made scores")}` into
+A dense retriever distilled with raydrd ({report["recipe"]}) from {_teacher(config["teacher"])} into
 `{config["student"]["model"]}`{_cut(config)}. {student["description"]}; similarity: {layout.similarity}.
-
+{_method(report)}
 ```python
 from sentence_transformers import SentenceTransformer
 
@@ -85,6 +87,21 @@ float32 vectors: {report["provenance"]["export_difference"]:.1e}.
 Measured on one collection; other domains, languages and longer texts were not. The licences of the base model, the
 teacher and the data apply.
 """
+
+
+def _teacher(teacher: dict[str, Any]) -> str:
+    """Its model, those of an ensemble's members, or that there was none."""
+    models = [one["model"] for one in teacher.get("members") or [teacher] if one.get("model")]
+    return " + ".join(f"`{model}`" for model in models) or "ready-made scores"
+
+
+def _method(report: dict[str, Any]) -> str:
+    """The recipe's own summary, and whether a paper's program was there to follow; reports of old runs have none."""
+    if not report.get("method"):
+        return ""
+    summary, source, _ = str(report["method"]).partition(FROM_ABSTRACT)
+    after = " It is implemented from the abstract: the paper's own program was not to be had." if source else ""
+    return f"\nMethod: {summary}.{after}\n"
 
 
 def _cut(config: dict[str, Any]) -> str:

@@ -15,7 +15,17 @@ EPILOG = """examples:
   raydrd run configs/beir/cldrd.yaml data.path=s3://bucket/scifact --store s3://bucket/raydrd
   raydrd search runs/quickstart "parse a date string"
   raydrd compare runs/quickstart:bm25 runs/quickstart
+  raydrd ablate configs/beir/adam.yaml data.path=path/to/scifact --seeds 3
   raydrd check path/to/collection
+
+recipes (`raydrd recipes` lists the configs of each):
+  cldrd        CL-DRD (SIGIR 2022): a curriculum over the teacher's order, from coarse to fine
+  adam         ADAM (ACL Findings 2024): dark examples of moderate relevance, self-paced; from the abstract
+  prod         PROD (WWW 2023): progressive teachers, then progressive data, anchored to the student of before
+  pairdistill  PairDistill (EMNLP 2024): pairwise preferences between neighbours, mined again in rounds
+  md2pr        MD2PR (arXiv 2023): sentence and word level, dynamic false-negative filter; from the abstract
+  margin_mse   Margin-MSE (2020): the teacher's margins between a positive and its negatives
+  mix          the parts of all papers, freely joined: curriculum + dark examples + pairs + filter is a config
 
 Run the same command again to resume: what is finished is found in the store and not made again.
 exit codes: 0 done, 1 a stage gave up, 2 something in the config or the data must be changed."""
@@ -28,6 +38,17 @@ COMPARE_EPILOG = """examples:
 
 p is of a paired randomisation test, with Holm's correction for all comparisons made.
 exit codes: 0 compared, whatever was found; 2 something in the command must be changed."""
+
+ABLATE_EPILOG = """examples:
+  raydrd ablate configs/beir/adam.yaml data.path=path/to/scifact --list
+  raydrd ablate configs/beir/adam.yaml data.path=path/to/scifact --seeds 3
+  raydrd ablate configs/beir/adam.yaml data.path=path/to/scifact --only "dark examples"
+
+The effect of an idea is the whole recipe less the recipe without it, query by query on the test queries: above 0 the
+idea helps. Every row has the same updates and comes from the same store, so candidates and teacher scores are made
+once. p is of a paired randomisation test, with Holm's correction for all variants that were run. One seed leaves the
+luck of one training in every effect; --seeds 3 averages it out and shows how large it is.
+exit codes: 0 done, 1 a stage gave up, 2 something in the command or the config must be changed, or it has no variants."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +64,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("config", help="a YAML file, for example configs/quickstart.yaml")
     run.add_argument(
         "overrides", nargs="*", metavar="a.b=value", help="fields to change, for example curriculum.0.train.max_steps=50"
+    )
+    run.add_argument(
+        "--dry-run", action="store_true", help="print the stages that would run and stop: no data is read, no model looked for"
     )
     run.add_argument("--out", help="run folder (default: runs/NAME)")
     run.add_argument("--store", help="where results are kept and found again: a folder or s3://... (default: .raydrd)")
@@ -79,6 +103,24 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", metavar="FILE", help="also write the numbers; - for standard output")
     compare.add_argument("--latex", metavar="FILE", help="also write a booktabs table")
 
+    ablate = verbs.add_parser(
+        "ablate",
+        help="a recipe without each of its ideas: what is each of them worth?",
+        description="Run a recipe whole and without each of its ideas, with the same updates, and compare them query by query. "
+        "Written are ablation.html, ablation.md (a table to paste) and ablation.json.",
+        epilog=ABLATE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    ablate.add_argument("config", help="a YAML file, as in run")
+    ablate.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change, as in run; before the options")
+    ablate.add_argument("--seeds", type=int, default=1, help="trainings of every row, averaged (default: 1)")
+    ablate.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="IDEA", help="ideas to leave out (default: all)"
+    )
+    ablate.add_argument("--list", action="store_true", help="print the variants and run nothing")
+    ablate.add_argument("--out", metavar="FOLDER", help="where the tables are written (default: runs/NAME-ablation)")
+    ablate.add_argument("--store", help="as in run; what was made there before is not made again")
+
     check = verbs.add_parser("check", help="read a collection and say everything that is wrong with it")
     check.add_argument("folder", help="a BEIR, MS MARCO or Parquet folder")
     check.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -103,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "evaluate": _evaluate,
             "search": _search,
             "compare": _compare,
+            "ablate": _ablate,
             "check": _check,
             "why": _why,
             "recipes": _recipes,
@@ -123,6 +166,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.dry_run:
+        from raydrd.session import dry_run
+
+        print(dry_run(arguments.config, arguments.overrides))
+        return 0
     from raydrd.report.table import final_table
     from raydrd.session import run
 
@@ -191,6 +239,36 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _ablate(arguments: argparse.Namespace) -> int:
+    from raydrd.ablating import ablate, ideas
+    from raydrd.report import ablation
+    from raydrd.session import read_config
+    from raydrd.storage import Folder
+
+    if arguments.list:
+        found = ideas(read_config(arguments.config, arguments.overrides), arguments.only)
+        width = max(len(one.label) for one in found)
+        for one in found:
+            told = f"refused: {one.refusal}" if one.refusal else f"changes {', '.join(one.changes)}"
+            print(f"{one.label:<{width}}  {told}")
+        return 0
+    result = ablate(
+        arguments.config,
+        arguments.overrides,
+        seeds=arguments.seeds,
+        only=arguments.only,
+        out=arguments.out,
+        store=arguments.store,
+    )
+    folder = arguments.out or f"runs/{result['name']}-ablation"
+    ablation.write(result, out=Folder.of(folder))
+    print(f"\n{ablation.terminal(result)}\n")
+    print(
+        f"{result['seconds']:.0f} s; page: {folder}/ablation.html, table: {folder}/ablation.md, numbers: {folder}/ablation.json"
+    )
+    return 0
+
+
 def _write(option: str, path: str | None, text: Callable[[], str]) -> None:
     """Write the text to the file an option names, whole or not at all; nothing without a name."""
     if not path:
@@ -244,11 +322,22 @@ def _why(arguments: argparse.Namespace) -> int:
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from raydrd.config import read_yaml
+    from raydrd.errors import InputError
     from raydrd.recipes import RECIPES
 
+    beside = Path(__file__).parents[1] / "configs"  # a checkout, used from another folder
+    configs: dict[Any, list[str]] = {}
+    for path in sorted((Path("configs") if Path("configs").is_dir() else beside).rglob("*.yaml")):
+        try:
+            configs.setdefault(read_yaml(path).get("recipe"), []).append(str(path))
+        except InputError as error:
+            print(f"left out: {error}", file=sys.stderr)
     for name, module in RECIPES.items():
         print(f"{name:<12} {module.SUMMARY}")
-        print(f"{'':<12} configs/beir/{name}.yaml  configs/pydocs/{name}.yaml  configs/msmarco/{name}.yaml")
+        print(f"{'':<12} {'  '.join(configs.get(name, [])) or f'no config in configs/: write one with recipe: {name}'}")
     return 0
 
 

@@ -283,8 +283,16 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def describe_reranker(folder: Path) -> dict[str, Any]:
-    """What the planner must know about a cross-encoder's folder without loading it."""
-    return {"tokenizer": tokenizer_digest(folder), "size_mb": sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e6}
+    """What the planner must know about a reranker's folder without loading it; None for what its files do not say."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    file = folder / "tokenizer_config.json"
+    limit = json.loads(file.read_text(encoding="utf-8")).get("model_max_length") if file.exists() else None
+    return {
+        "tokenizer": tokenizer_digest(folder),
+        "size_mb": sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e6,
+        "layers": config.get("num_hidden_layers"),
+        "max_length": int(limit) if limit and limit < 1e6 else None,  # a tokenizer without a limit states 1e30
+    }
 
 
 def tokenizer_digest(folder: Path) -> str:

@@ -276,7 +276,8 @@ class Contrastive(Frozen):
         column_Q, has_Q = batch.first_positive(self.positive)
         is_positive_QN = torch.zeros_like(batch.mask_QN).scatter_(1, column_Q[:, None], has_Q[:, None])
         others_QN = batch.mask_QN & ~batch.flagged(DARK) & ~batch.flagged(SUSPECT) & ~batch.flagged(POSITIVE)
-        own_QN = is_positive_QN | others_QN if self.own_negatives else is_positive_QN
+        # A query without a positive has no column of its own, or its first negative would pass for one.
+        own_QN = is_positive_QN | (others_QN & has_Q[:, None]) if self.own_negatives else is_positive_QN
         if not self.in_batch:
             scores_QM, mask_QM = view.scores_QN, own_QN
         else:

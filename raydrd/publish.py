@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -39,10 +39,20 @@ from raydrd.store import Artifact
 LABELS = {"bm25": "bm25", "student_before": "before", "teacher": "teacher", "student": "after"}
 
 
-def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[str, Any]:
-    """Evaluate, compare, ship and write everything under `out`; the report."""
-    cfg = lab.cfg
-    depth = cfg.evaluation.depth
+@dataclass(frozen=True)
+class Measured:
+    """The last stages' results: each system's run and metrics, what is shipped, and how the teacher was asked."""
+
+    runs: dict[str, Artifact]
+    tables: dict[str, Artifact]
+    index: Artifact
+    verified: Artifact
+    how: str
+
+
+def measured(lab: Lab, student: Artifact) -> Measured:
+    """All systems on the test queries; the index to ship; the exported student checked."""
+    depth = lab.cfg.evaluation.depth
     passages = vectors(lab.store, student, lab.data, "corpus", lab.precision, "after")
     after = retrieve(lab, student, lab.data, "queries/test", k=depth, label="after")
     before = retrieve(lab, lab.start, lab.data, "queries/test", k=depth, label="before")
@@ -51,7 +61,7 @@ def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[s
     runs |= {"teacher": ceiling[0]} if ceiling else {}
     runs |= {"student": after}
     tables = {name: judge(lab, run, lab.data, "queries/test", LABELS[name]) for name, run in runs.items()}
-    index = lab.store.run(build_index, "build index", vectors=passages, data=lab.data, factory=cfg.index)
+    index = lab.store.run(build_index, "build index", vectors=passages, data=lab.data, factory=lab.cfg.index)
     verified = lab.store.run(
         verify_export,
         "verify export",
@@ -60,6 +70,14 @@ def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[s
         query_tokens=tokens(lab.store, student, lab.data, "queries/test"),
         passage_tokens=tokens(lab.store, student, lab.data, "corpus"),
     )
+    return Measured(runs, tables, index, verified, ceiling[1] if ceiling else "")
+
+
+def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[str, Any]:
+    """Evaluate, compare, ship and write everything under `out`; the report."""
+    cfg = lab.cfg
+    found = measured(lab, student)
+    before, after, tables = found.runs["student_before"], found.runs["student"], found.tables
     values = {name: _table(artifact) for name, artifact in tables.items()}
     report = {
         "name": out.uri.rstrip("/").rpartition("/")[2],
@@ -70,7 +88,7 @@ def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[s
         "seconds": round(time.monotonic() - began, 1),
         "config": cfg.model_dump(mode="json"),
         "data": _data(lab),
-        "systems": _systems(lab, values, student, ceiling[1] if ceiling else ""),
+        "systems": _systems(lab, values, student, found.how),
         "comparisons": _comparisons(lab, values),
         "queries": values["student"].num_rows,
         "stages": _stages(lab),
@@ -86,17 +104,17 @@ def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[s
             "student": f"{cfg.student.model} ({lab.start.id})",
             "teacher": _named(lab.teacher),
             "other_teachers": [_named(one) for cfg_, one in lab.teachers.items() if cfg_ != cfg.teacher],
-            "export_difference": verified.metrics["difference"],
+            "export_difference": found.verified.metrics["difference"],
         },
         "store": lab.store.root.uri,
         "artifacts": {
             "data": f"load/{lab.data.id}",
             "student": f"{student.stage}/{student.id}",
-            "index": f"build_index/{index.id}",
+            "index": f"build_index/{found.index.id}",
             "run": f"search/{after.id}",
         },
     }
-    _lay_out(lab, student, index, after, values, report, out)
+    _lay_out(lab, student, found.index, after, values, report, out)
     return report
 
 

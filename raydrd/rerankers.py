@@ -45,7 +45,7 @@ def load_reranker(path: Path, *, attention: str | None = None) -> CrossEncoder:
     )
     if body.config.num_labels != 1:
         raise InputError(f"teacher: it has {body.config.num_labels} outputs, a reranker has 1; choose another model")
-    return CrossEncoder(body.eval())
+    return CrossEncoder(body).eval()
 
 
 def has_head(path: Path) -> bool:
@@ -71,7 +71,7 @@ def make_reranker(path: Path, *, layers: int | None, seed: int) -> CrossEncoder:
             raise InputError(f"teacher.model: no cross-encoder can be made of it ({error}); choose another encoder") from error
     if layers is not None:
         cut_layers(body, layers, name="teacher.layers")
-    return CrossEncoder(body.eval())
+    return CrossEncoder(body).eval()
 
 
 def save_reranker(model: CrossEncoder, path: Path, *, tokenizer_from: Path) -> None:

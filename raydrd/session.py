@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,28 @@ def _name(cfg: Any, path: str) -> str:
     return f"{folder or 'data'}-{Path(path).stem}"
 
 
+@contextmanager
+def opened(cfg: Any, *, out: Folder, store: str | None) -> Iterator[Store]:
+    """The store, over a cluster that is stopped in the end; logs of our own Ray are kept in the folder `out`."""
+    logs = Path(out.uri) / "logs" if out.is_local else None
+    cluster = Cluster(cfg.resources, logs=logs)
+    try:
+        yield Store(Folder.of(store or DEFAULT_STORE), cluster)
+    finally:
+        cluster.stop()
+
+
+def dry_run(path: str, assignments: list[str]) -> str:
+    """What `run` would do, as text; nothing is read but the config.
+
+    Raises:
+        InputError: the config is wrong; as `run` would say it.
+    """
+    from raydrd.dry import plan, render
+
+    return render(plan(read_config(path, assignments)), path)
+
+
 def run(path: str, assignments: list[str], *, out: str | None, store: str | None) -> dict[str, Any]:
     """Run a recipe to its report; what was finished before is taken from the store.
 
@@ -53,11 +77,7 @@ def run(path: str, assignments: list[str], *, out: str | None, store: str | None
     began = time.monotonic()
     cfg = read_config(path, assignments)
     folder = Folder.of(out or f"runs/{cfg.name}")
-    logs = Path(folder.uri) / "logs" if folder.is_local else None
-    cluster = Cluster(cfg.resources, logs=logs)
-    try:
-        lab = open_lab(cfg, Store(Folder.of(store or DEFAULT_STORE), cluster))
+    with opened(cfg, out=folder, store=store) as kept:
+        lab = open_lab(cfg, kept)
         student = RECIPES[cfg.recipe].run(cfg, lab)
         return publish(lab, student, out=folder, began=began)
-    finally:
-        cluster.stop()

@@ -36,6 +36,7 @@ class BiEncoderTeacher(Model):
 
     kind: Literal["bi_encoder"] = "bi_encoder"
     layers: int | tuple[int, ...] | None = None
+    towers: Literal["shared", "separate"] | None = None
     train: TeacherTraining | None = None
     scale: Scale = Field(1.0, description=_SCALE)
 
@@ -136,7 +137,8 @@ class Candidates(Frozen):
     """Where training candidates come from. Several sources are interleaved rank by rank."""
 
     sources: tuple[Literal["student", "teacher", "bm25", "run"], ...] = ("student",)
-    depth: int = Field(200, ge=2)
+    depth: int = Field(200, ge=2, description="passages a query that are found; teachers trained here draw negatives from them")
+    scored: int | None = Field(None, ge=2, description="of them, so many first ones are scored by the teacher; none: all")
 
 
 class Evaluation(Frozen):
@@ -196,23 +198,30 @@ def word_reader(teacher: Any) -> CrossEncoderTeacher | None:
     return next((one for one in members if isinstance(one, CrossEncoderTeacher)), None)
 
 
-def check_words(cfg: Setting, student: dict[str, Any], teachers: dict[Any, dict[str, Any]]) -> None:
+def check_words(cfg: Setting, student: dict[str, Any], teachers: dict[Any, dict[str, Any]], *, layers: int) -> None:
     """The word level needs a cross-encoder that cuts words as the student does; metrics of models by config.
 
+    layers: the teacher's last ones whose attention is read.
+
     Raises:
-        InputError: there is none, it has another tokenizer, or the student's texts do not fit into its input.
+        InputError: there is none, it has another tokenizer or too few layers, or the student's texts do not fit into it.
     """
     reading = word_reader(cfg.teacher)
     if reading is None:
         raise InputError("words: the word level reads a cross_encoder's attention; name one as teacher, or words=null")
-    if teachers[reading]["tokenizer"] != student["tokenizer"]:
+    about = teachers[reading]
+    if about["tokenizer"] != student["tokenizer"]:
         raise InputError(
             f"words: teacher {reading.model} and student {cfg.student.model} have different tokenizers, so their words do "
             "not line up; choose a teacher with the student's tokenizer, or words=null"
         )
+    if layers > (about.get("layers") or layers):
+        raise InputError(f"words.layers: {layers} of teacher {reading.model}, which has {about['layers']}; write that or less")
     both = int(student["layout"]["query_max_len"]) + int(student["layout"]["passage_max_len"])
-    if both > reading.max_length:
+    limit = min(reading.max_length, about.get("max_length") or reading.max_length)
+    if both > limit:
         raise InputError(
-            f"words: queries and passages of the student have up to {both} tokens together, the teacher reads "
-            f"{reading.max_length}; raise teacher.max_length, or lower student.passage_max_len"
+            f"words: queries and passages of the student have up to {both} tokens together, the teacher reads {limit}; "
+            + ("raise teacher.max_length, or " if limit == reading.max_length else "")
+            + "lower student.passage_max_len"
         )

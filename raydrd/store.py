@@ -184,6 +184,10 @@ class Store:
         say(stage_line(record))
         return artifact
 
+    def branch(self) -> Store:
+        """A store that knows what this one was asked for, with an empty journal: what is asked beyond that is its own."""
+        return Store(self.root, self.cluster, _seen=dict(self._seen))
+
     def _make(
         self,
         function: Stage,

@@ -110,6 +110,52 @@ def test_pair_is_what_the_tokenizer_makes(build: Any) -> None:
             assert lengths.tolist() == [len(got.ids)]
 
 
+def word_ids(tokenizer: Any, word: str, count: int) -> np.ndarray:
+    return np.repeat(bare_ids(tokenizer, word), count)
+
+
+@pytest.mark.parametrize("build", TOKENIZERS)
+def test_a_duel_is_the_pair_of_a_query_and_two_passages_between_separators(build: Any) -> None:
+    tokenizer = build()
+    special = SpecialTokens.of(tokenizer)
+    q, a, b = (word_ids(tokenizer, word, n) for word, n in (("wave", 3), ("oven", 5), ("moon", 2)))
+    before, between, after = (run.tolist() for run in special.pair_template.runs)
+    found = special.duel(q, a, b, 99)
+    assert found.ids.tolist() == [*before, *q, *between, *a, *between, *b, *after]
+    if found.types is not None:  # both passages are the second text
+        second = special.pair_template.text_types[1]
+        at = len(before) + len(q) + len(between)
+        assert found.types[at : at + len(a) + len(between) + len(b)].tolist() == [second] * (len(a) + len(between) + len(b))
+    assert special.duel(q, b, a, 99).ids.tolist() == [*before, *q, *between, *b, *between, *a, *after]
+
+
+def test_both_passages_of_a_duel_survive_any_length() -> None:
+    tokenizer = bert()
+    special = SpecialTokens.of(tokenizer)
+    (wave,), (oven,), (moon,) = (bare_ids(tokenizer, word).tolist() for word in ("wave", "oven", "moon"))
+    overhead = special.pair_overhead + 1
+    for max_len in (overhead, overhead + 3, 16, 21, 64):
+        room = max_len - overhead
+        for sizes in ((2, 40, 40), (2, 3, 60), (40, 40, 40), (40, 1, 2), (40, 0, 0), (0, 50, 3), (5, 7, 6)):
+            made = special.duel(
+                *(word_ids(tokenizer, w, n) for w, n in zip(("wave", "oven", "moon"), sizes, strict=True)), max_len
+            )
+            ids = made.ids.tolist()
+            kept = [ids.count(token) for token in (wave, oven, moon)]
+            assert len(ids) == min(sum(sizes), room) + overhead <= max_len  # no room is wasted
+            assert all(k <= n for k, n in zip(kept, sizes, strict=True))
+            assert kept[0] >= min(sizes[0], room // 3)
+            if sum(sizes) > room and sizes[0] > room // 3:
+                assert sum(kept[1:]) >= min(sum(sizes[1:]), room - room // 3)  # a long query pushes no passage out
+            # Cut alike: the longer passage is cut first, and never below the other by more than one.
+            for own, other, size in ((kept[1], kept[2], sizes[1]), (kept[2], kept[1], sizes[2])):
+                assert own == size or own >= other - 1
+            # The end of each text is cut, their order is kept, and the separators are all there.
+            assert ids == [special.single_template.runs[0][0], *[wave] * kept[0], 3, *[oven] * kept[1], 3, *[moon] * kept[2], 3]
+    with pytest.raises(ValueError, match="3 tokens has no room for 4 special tokens"):
+        special.duel(*(word_ids(tokenizer, "wave", 1) for _ in range(3)), 3)
+
+
 def test_longest_first_is_the_tokenizers_rule_for_every_length() -> None:
     tokenizer = bare()
     word = WORDS[0]

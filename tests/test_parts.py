@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raydrd.parts import Parts, TokenReader, VectorReader, found_ranges, part_name, ranges
+from raydrd.parts import Chain, Parts, TokenReader, VectorReader, found_ranges, part_name, ranges
 from raydrd.storage import Folder
 from raydrd.tables import CORPUS, TOKENS, check, vectors
 
@@ -103,3 +103,42 @@ def test_a_table_is_checked_at_the_door() -> None:
         check(good.drop_columns("text"), CORPUS, "here")
     with pytest.raises(ValueError, match="here: "):
         check(pa.table({"ids": [["x"]]}), TOKENS, "here")
+
+
+def chained(home: Path) -> tuple[Chain, list[list[int]]]:
+    """A corpus of 12 texts in three files and 5 written passages in two, whose files may bear the same names."""
+    texts = [list(range(n, n + n % 4)) for n in range(17)]
+    tables = []
+    for name, lo, cuts in (("corpus", 0, CUTS), ("written", 12, [(0, 4), (4, 5)])):
+        ids = pa.array(texts[lo : lo + cuts[-1][1]], TOKENS.field("ids").type)
+        tables.append(_write(Folder.of(home / name), cuts, pa.table({"ids": ids}, schema=TOKENS), "arrow"))
+    return Chain(tuple(tables)), texts
+
+
+def test_a_chain_reads_several_tables_as_one(tmp_path: Path) -> None:
+    chain, texts = chained(tmp_path)
+    assert chain.rows == 17
+    assert [(part.lo, part.hi) for part in chain.parts] == [(0, 4), (4, 5), (5, 12), (12, 16), (16, 17)]
+    assert chain.parts[0].name == chain.parts[3].name  # told apart by their rows, not by their names
+    assert chain.locate(np.array([0, 4, 11, 12, 15, 16])).tolist() == [0, 1, 2, 3, 3, 4]
+    rows = np.array([16, 0, 12, 11, 4, 4, 15])
+    reader = TokenReader(chain)
+    assert [found.tolist() for found in reader.take(rows)] == [texts[r] for r in rows]
+    assert reader.lengths(rows).tolist() == [len(texts[r]) for r in rows]
+    for row in (-1, 17):
+        with pytest.raises(IndexError, match="outside the 17"):
+            chain.locate(np.array([0, row]))
+
+
+def test_vectors_of_a_chain(tmp_path: Path) -> None:
+    matrix = np.random.default_rng(0).standard_normal((17, 3)).astype(np.float32)
+    tables = []
+    for name, lo, cuts in (("corpus", 0, CUTS), ("none", 12, []), ("written", 12, [(0, 4), (4, 5)])):
+        hi = lo + cuts[-1][1] if cuts else lo
+        column = pa.FixedSizeListArray.from_arrays(pa.array(matrix[lo:hi].ravel()), 3)
+        tables.append(_write(Folder.of(tmp_path / name), cuts, pa.table([column], schema=vectors(3, "float32")), "arrow"))
+    reader = VectorReader(Chain(tuple(tables)))  # a collection in the middle may be empty
+    rows = np.array([16, 0, 12, 11, 4, 15])
+    np.testing.assert_array_equal(reader.take(rows), matrix[rows])
+    np.testing.assert_array_equal(reader.slice(10, 17), matrix[10:17])
+    np.testing.assert_array_equal(reader.part(3), matrix[12:16])

@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 
-from raydrd.report import curve, summary
+from raydrd.card import model_card
+from raydrd.cli import EPILOG, main
+from raydrd.layout import Layout
+from raydrd.recipes import RECIPES
+from raydrd.report import curve, method, summary
 from raydrd.report.page import excerpt, render, write_page
 from raydrd.report.table import final_table
 from raydrd.storage import Folder
@@ -108,6 +112,40 @@ def report() -> dict[str, Any]:
         "examples": {"improved": [_example("improved one")], "hurt": [_example("hurt one")]},
         "provenance": {"versions": {"raydrd": "0.1"}, "git": "abc1234", "host": None, "seed": 7},
     }
+
+
+@pytest.fixture
+def told(report: dict[str, Any]) -> dict[str, Any]:
+    """The report of a run whose method said something: two teachers tried, facts of two rounds, one of them dropped."""
+
+    def tried(teacher: str, value: float, **more: Any) -> dict[str, Any]:
+        rows = [("BM25", 0.851), ("student before", 0.369), (teacher, value)]
+        return {
+            "teacher": teacher,
+            "queries": 1200,
+            "depth": 30,
+            "metric": "nDCG@10",
+            "rows": [{"system": name, "value": v, "low": v - 0.05, "high": v + 0.05} for name, v in rows],
+            "spread": {"std": 1.48, "range": 4.61, "entropy": 0.55, "tied_top": 0.833, "queries": 1200},
+            "scale": None,
+            "temperature": 0.0537,
+            "verdict": f"teacher {teacher}: surely better",
+            "ok": True,
+            **more,
+        }
+
+    found = copy.deepcopy(report)
+    weak = {"ok": False, "verdict": "teacher weak: not better", "scale": "all scores like cosines", "temperature": 999.9}
+    found["method"] = "PAPER (2024): its idea"
+    found["preflight"] = [tried("good/teacher", 0.93), tried("weak", 0.185, **weak)]
+    found["facts"] = [
+        {"label": "easy lists", "values": {"lists": 12345, "kept": 46}},
+        {"label": "easy lists", "values": {"share": 0.70833, "rule": "top"}},
+        {"label": "hard lists", "values": {"lists": 24, "pairs": 0, "kept": 1}},
+    ]
+    found["curve"]["segments"][1] |= {"dev_before": {"nDCG@10": 0.5}, "dev_after": {"nDCG@10": 0.4}, "dropped": True}
+    found["curve"]["dev"][2][1]["nDCG@10"] = 0.4
+    return found
 
 
 class _Page(HTMLParser):
@@ -239,6 +277,147 @@ def test_the_terminal_table_is_ascii_and_narrow_whatever_is_missing(report: dict
     assert "nDCG@10" in final_table({})
 
 
+def test_the_terminal_says_what_warned(report: dict[str, Any], told: dict[str, Any]) -> None:
+    lines = final_table(told).splitlines()
+    assert lines[: len(final_table(report).splitlines())] == final_table(report).splitlines()
+    assert lines[-3:] == [
+        "preflight: weak: nDCG@10 0.185, not above the student's 0.369",
+        "preflight: weak: the scale of its scores looks wrong, see the report",
+        "dropped 1 of 2 stages, dev nDCG@10 fell: hard lists",
+    ]
+    told["preflight"][1]["teacher"] = "a/very/long/path/" * 10 + "größe"
+    told["curve"]["segments"][1]["label"] = "é" * 200
+    text = final_table(told)
+    assert text.isascii() and max(map(len, text.splitlines())) <= 100
+    assert re.search(r"preflight: \.\.\..*path/gr\?\?e: the scale", text)
+
+
+# -- what the method did --------------------------------------------------------------------------
+
+
+def test_facts_of_a_stage_are_merged_and_stand_in_their_order(told: dict[str, Any]) -> None:
+    labels, rows = method.counted(told)
+    assert labels == ["easy lists", "hard lists"]
+    assert rows == [
+        ("lists", ["12,345", "24"]),
+        ("pairs", ["", "0"]),  # only the second stage has it: behind its neighbour there
+        ("kept", ["46", "1"]),
+        ("share", ["0.708", ""]),
+        ("rule", ["top", ""]),
+    ]
+    twice = [{"label": "a", "values": {"n": 1}}, {"label": "a", "values": {"n": 2}}, {"label": "a", "values": {"n": 1}}]
+    assert method.counted({"facts": twice}) == (["a"], [("n", ["1, 2"])])
+    assert method.counted({}) == ([], []) == method.counted({"facts": [{"label": "a", "values": {}}]})
+
+
+def test_amounts_of_facts() -> None:
+    values = (1234567, -5, 0.25, 1.0, 1234.5, 0.0, 0.0001, -0.25, "names as given", None, float("nan"))
+    assert [_plain(method.amount(v)) for v in values] == [
+        "1,234,567", "-5", "0.250", "1.000", "1,234.500", "0.000", "< 0.001", "-0.250", "names as given", "–", "–",
+    ]  # fmt: skip
+
+
+def test_the_page_shows_how_teachers_were_tried(told: dict[str, Any]) -> None:
+    page = _read(told)
+    for expected in (
+        "Before paying the teacher",
+        "1 good/teacher",
+        "Tried on 1,200 dev queries",
+        "first 30 passages",
+        "0.930[0.880,\u00a00.980]",
+        "Teacher good/teacher: surely better.",
+        "Fitted temperature: 0.0537",
+        "entropy of their softmax 0.550",
+        "Warning. Teacher weak: not better.",
+        "Scale. All scores like cosines.",
+        "as high as was looked",
+    ):
+        assert expected in page.text, expected
+    assert page.text.count("Scale.") == 1  # the good teacher's scale is fine
+    unfitted = {**told, "preflight": [{**told["preflight"][0], "temperature": None}]}
+    assert "No temperature was fitted" in _read(unfitted).text
+    assert "1 good/teacher" not in _read(unfitted).text  # one teacher needs no number
+    for key in told["preflight"][0]:
+        less = {k: v for k, v in told["preflight"][0].items() if k != key}
+        assert "Before paying the teacher" in _read({**told, "preflight": [less]}).text and final_table({"preflight": [less]})
+
+
+def test_the_page_shows_what_the_method_did(report: dict[str, Any], told: dict[str, Any]) -> None:
+    page = _read(told)
+    assert "What the method did" in page.text and "12,345" in page.text and "PAPER (2024): its idea" in page.text
+    old = _read(report)
+    for absent in ("What the method did", "Before paying the teacher", "ropped", "curriculum"):
+        assert absent not in old.text, absent
+
+
+def test_dropped_stages_are_marked(told: dict[str, Any]) -> None:
+    assert method.dropped_sentence(told) == (
+        "1 of 2 training stages was dropped because dev nDCG@10 fell: hard lists; the student went on without it."
+    )
+    page = _read(told)
+    assert method.dropped_sentence(told) in page.text
+    assert page.text.count("dropped: dev nDCG@10 fell") == 1 and "0.500 → 0.400" in page.text
+    drawn = curve.chart(told["curve"], width=800, names=["nDCG@10"])
+    assert drawn is not None and [band.label for band in drawn.bands] == ["1 easy lists", "2 hard lists (dropped)"]
+    assert [band.dropped for band in drawn.bands] == [False, True]
+    before, lost, back = _points(drawn.lines[0].points)[1:]
+    assert lost[0] == back[0] and back[1] == before[1] < lost[1]  # the line goes back up to what was kept
+    assert len(drawn.lines[0].dots) == 3  # a dot is a measurement
+
+    told["curve"]["segments"][0]["dropped"] = True
+    assert method.dropped_sentence(told).endswith("easy lists, hard lists; no stage was kept, so the student is as it began.")
+
+
+# -- the model card and the recipes ---------------------------------------------------------------
+
+
+def _carded(report: dict[str, Any]) -> dict[str, Any]:
+    report["config"] = {
+        "student": {"model": "small", "layers": 2},
+        "teacher": {"kind": "cross_encoder", "model": "big"},
+        "data": {"source": "beir", "path": "scifact"},
+    }
+    report["provenance"] |= {"hardware": "2 cores", "export_difference": 1e-6, "data_digest": "d1"}
+    return report
+
+
+def test_the_card_names_method_and_teachers(report: dict[str, Any]) -> None:
+    layout = Layout(query_max_len=32, passage_max_len=64)
+    report = _carded(report)
+    old = model_card(report, layout)
+    assert "(cldrd) from `big` into\n`small`, cut to 2 layers" in old and "Method" not in old
+    abstract = {name for name, module in RECIPES.items() if "abstract" in str(module.__doc__)}
+    assert abstract == {"adam", "md2pr"}
+    for name, module in RECIPES.items():
+        card = model_card({**report, "recipe": name, "method": module.SUMMARY}, layout)
+        said = " ".join(card.split())
+        assert f"Method: {module.SUMMARY.removesuffix('; from the abstract')}." in said and f"raydrd ({name})" in said
+        assert ("It is implemented from the abstract" in said) == (name in abstract)
+    report["config"]["teacher"] = {"kind": "ensemble", "members": [{"model": "one"}, {"model": "two"}]}
+    assert "from `one` + `two` into" in model_card(report, layout)
+    report["config"]["teacher"] = {"kind": "scores"}
+    assert "from ready-made scores into" in model_card(report, layout)
+
+
+def test_recipes_are_listed_with_the_configs_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "configs/mine").mkdir(parents=True)
+    (tmp_path / "configs/mine/base.yaml").write_text("recipe: adam\n")
+    (tmp_path / "configs/mine/other.yaml").write_text("extends: base.yaml\nname: other\n")
+    (tmp_path / "configs/broken.yaml").write_text("[1, 2]\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes"]) == 0
+    said = capsys.readouterr()
+    assert "left out: configs/broken.yaml" in said.err
+    lines = said.out.splitlines()
+    for name, module in RECIPES.items():
+        at = lines.index(f"{name:<12} {module.SUMMARY}")
+        wanted = "configs/mine/base.yaml  configs/mine/other.yaml" if name == "adam" else f"write one with recipe: {name}"
+        assert lines[at + 1].endswith(wanted)
+        assert f"  {name:<12} {module.SUMMARY}\n" in EPILOG
+
+
 # -- the page -------------------------------------------------------------------------------------
 
 
@@ -296,9 +475,10 @@ def _poison(value: Any) -> Any:
     return value + EVIL if isinstance(value, str) else value
 
 
-def test_everything_is_escaped(report: dict[str, Any]) -> None:
-    clean = _read(report)
-    poisoned = _poison(report)
+def test_everything_is_escaped(told: dict[str, Any]) -> None:
+    clean = _read(told)
+    poisoned = _poison(told)
+    poisoned["facts"][0]["values"][f"fact{EVIL}"] = 1
     for found in poisoned["comparisons"]:  # an unknown metric is still printed, known names reach every branch
         found["a"] = "student"
     poisoned["systems"]["student"][f"metric{EVIL}"] = 0.5
@@ -311,9 +491,12 @@ def test_everything_is_escaped(report: dict[str, Any]) -> None:
     assert set(page.tags) == set(clean.tags)
     assert f"improved one{EVIL}" in page.text and f"pooling: mean{EVIL}" in page.text.replace("''", "'")
     assert page.text.count(EVIL) > 25
+    for said in ("good/teacher", "weak", "hard lists", "its idea", "fact", "top", "not better", "like cosines", "BM25"):
+        assert f"{said}{EVIL}" in page.text, said
 
 
-def test_nothing_breaks_when_parts_are_missing_or_null(report: dict[str, Any]) -> None:
+def test_nothing_breaks_when_parts_are_missing_or_null(told: dict[str, Any]) -> None:
+    report = told
     assert "The student was not evaluated." in _read({}).text
     for key in report:
         for value in (None, "absent"):
@@ -323,6 +506,9 @@ def test_nothing_breaks_when_parts_are_missing_or_null(report: dict[str, Any]) -
             assert ("Learning curve" in page.text) == (key != "curve")
             assert ("Most improved" in page.text) == (key != "examples")
             assert ("Time by stage" in page.text) == (key != "stages")
+            assert ("Before paying the teacher" in page.text) == (key != "preflight")
+            assert ("What the method did" in page.text) == (key != "facts")
+            assert ("Dropped." in page.text) == (key != "curve")
 
     def nulled(value: Any) -> Any:
         if isinstance(value, dict):

@@ -12,27 +12,40 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from raydrd.batching import SpecialTokens
-from raydrd.objectives import Losses, Ordered, SameVectors
-from raydrd.parts import Parts, part_name
+from raydrd.lists import DARK, POSITIVE, SUSPECT
+from raydrd.objectives import (
+    Contrastive,
+    Distil,
+    ListBatch,
+    Losses,
+    MarginMSE,
+    Ordered,
+    Pairwise,
+    SameVectors,
+)
+from raydrd.pacing import SelfPaced
+from raydrd.parts import Chain, Parts, part_name
 from raydrd.storage import Folder
 from raydrd.tables import LISTS, TOKENS, vectors
 from raydrd.training import checkpoint
 from raydrd.training.comm import Alone
 from raydrd.training.loop import Job, Step, Texts, adamw, train_loop
-from raydrd.training.plan import TrainConfig, batch_of, step_seed
-from raydrd.training.sources import ListExamples, TextExamples
-from tests.worlds import tiny_encoder
+from raydrd.training.plan import TrainConfig, batch_of, epochs_of, step_seed
+from raydrd.training.sources import ListExamples, ListSource, TextExamples
+from raydrd.training.words import Words, WordTeacher, chosen
+from raydrd.wordmaps import WordMaps
+from tests.worlds import tiny_cross_encoder, tiny_encoder
 
 CPU = torch.device("cpu")
 QUERIES, PASSAGES = 12, 40
 
 
 def make_job(home: Path, *, dropout: float = 0.0, objective: Any = None, kind: str = "lists", **changes: Any) -> Job:
-    """Twelve lists of 3 to 6 passages over random tokens, and a random encoder."""
+    """Twelve lists of 3 to 6 passages over random tokens, and a random encoder; kind `rich`: see `rich_lists`."""
     if not (home / "model").exists():
         tiny_encoder(home / "model", dropout=dropout)
     rng = np.random.default_rng(0)
@@ -50,11 +63,14 @@ def make_job(home: Path, *, dropout: float = 0.0, objective: Any = None, kind: s
         labels = [[1.0 / (m + 1) for m in range(n)] for n in sizes]
         nothing: list[list[float]] = [[] for _ in docs]
         flags = [[1] + [0] * (n - 1) for n in sizes]
-        columns = [list(range(QUERIES)), docs, labels, labels, flags, nothing, nothing, [0.5] * QUERIES, nothing, nothing, nothing]
+        empty = [nothing] * 3
+        columns = [list(range(QUERIES)), docs, labels, labels, flags, nothing, nothing, [0.5] * QUERIES, *empty]
         rows = pa.table(columns, schema=LISTS)
         for lo, hi in ((0, 5), (5, QUERIES)):
             lists.write_table(part_name(lo, hi, "parquet"), rows.slice(lo, hi - lo))
         examples = ListExamples(lists=Parts.of(lists, list(lists.files())), tokens=tokens)
+    elif kind == "rich":
+        examples = rich_lists(home, tokens["query"], tokens["passage"])
     else:
         stores = []
         for role, count in (("query", QUERIES), ("passage", PASSAGES)):
@@ -80,8 +96,68 @@ def make_job(home: Path, *, dropout: float = 0.0, objective: Any = None, kind: s
     return Job(**{**values, **changes})
 
 
-def gradients(job: Job, *, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Gradients and losses of the first step, by the loop's own parts."""
+def rich_lists(home: Path, queries: Parts, corpus: Parts) -> ListExamples:
+    """Twelve lists with everything that may join one: dark passages (rows after the corpus' last), suspects, queries without
+    a label, passages without a teacher score, anchors, pairs, positives outside the list, a bi-encoder teacher's vectors.
+    """
+    rng = np.random.default_rng(1)
+    written = Folder.of(home / "tokens-written")
+    ids = [rng.integers(5, 100, 9).astype(np.int32).tolist() for _ in range(QUERIES)]
+    written.write_arrow(part_name(0, QUERIES, "arrow"), pa.table([pa.array(ids, TOKENS.field(0).type)], schema=TOKENS))
+    stores = {}
+    for role, count in (("query", QUERIES), ("passage", PASSAGES + QUERIES)):
+        folder = Folder.of(home / f"teacher-{role}")
+        column = pa.FixedSizeListArray.from_arrays(pa.array(rng.standard_normal(count * 8).astype(np.float32)), 8)
+        folder.write_arrow(part_name(0, count, "arrow"), pa.table([column], schema=vectors(8, "float32")))
+        stores[role] = Parts.of(folder, list(folder.files()))
+    lists = []
+    for q in range(QUERIES):
+        size, labelled = 4 + q % 3, q % 4 != 3
+        docs, flags = rng.permutation(PASSAGES)[:size], [POSITIVE if labelled else 0] + [0] * (size - 1)
+        teacher = (2 * rng.standard_normal(size)).astype(np.float32)
+        if q % 3 == 0:
+            flags[1] = SUSPECT
+        if q % 2 == 0:
+            docs[-1], flags[-1] = PASSAGES + q, DARK
+        if q % 5 == 0:
+            teacher[2] = np.nan
+        lists.append(
+            {
+                "query_row": q,
+                "doc_rows": docs,
+                "labels": [1.0 / (n + 1) for n in range(size)],
+                "teacher_scores": teacher,
+                "flags": flags,
+                "anchor_scores": rng.standard_normal(size),
+                "relevant": rng.permutation(PASSAGES)[: q % 3],
+                "confidence": (q + 1) / 13 if labelled else math.nan,
+                "pair_left": [0, 2] if q % 4 else [],
+                "pair_right": [1, 0] if q % 4 else [],
+                "pair_p": [0.9, 0.3] if q % 4 else [],
+            }
+        )
+    folder = Folder.of(home / "lists")
+    folder.write_table(part_name(0, QUERIES, "parquet"), pa.Table.from_pylist(lists, schema=LISTS))
+    return ListExamples(
+        lists=Parts.of(folder, list(folder.files())),
+        tokens={"query": queries, "passage": Chain((corpus, Parts.of(written, list(written.files()))))},
+        teacher_vectors=stores,
+    )
+
+
+def word_teacher(home: Path, **rule: Any) -> WordTeacher:
+    """A random cross-encoder that is sure of which words belong together."""
+    if not (home / "reader").exists():
+        tiny_cross_encoder(home / "reader", seed=3)
+        file = home / "reader" / "model.safetensors"  # as drawn, its attention is all but even
+        save_file({name: 8 * t if t.ndim > 1 else t for name, t in load_file(file).items()}, file, metadata={"format": "pt"})
+    return WordTeacher(rule=WordMaps(projection=8, **rule), model=Folder.of(home / "reader"), seed=7)
+
+
+def gradients(
+    job: Job, *, seed: int = 0, progress: float = 0.0, comm: Any = None
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Gradients and losses of the first step, by the loop's own parts; with `comm` those of all ranks together."""
     from raydrd.encoders import load_biencoder
     from raydrd.layout import read_layout
     from raydrd.parts import TokenReader
@@ -93,9 +169,20 @@ def gradients(job: Job, *, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, 
     source = job.examples.open()
     readers = {role: TokenReader(parts) for role, parts in job.examples.tokens.items()}
     texts = Texts(path, read_layout(path), readers, job.tokens_per_batch or 4096)
+    named, words = dict(model.named_parameters()), None
+    if job.words is not None:
+        layout = read_layout(path)
+        words = Words(
+            job.words, model=model, special=texts.special, layout=layout, tokens=readers, precision="fp32", device=CPU
+        )
+        named["projection"] = words.projection.weight  # type: ignore[union-attr]
     torch.manual_seed(seed)
-    losses = Step(job, Alone(), CPU, model, texts).backward(source, np.arange(job.config.train_batch_size))
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, losses
+    numbers, comm = np.arange(job.config.train_batch_size), comm or Alone()
+    mine = np.array_split(numbers, comm.world)[comm.rank]
+    losses = Step(job, comm, CPU, model, texts, words).backward(source, mine, progress=progress)
+    if comm.world > 1:
+        comm.sum_gradients(torch.nn.ParameterList(named.values()))
+    return {n: p.grad.clone() for n, p in named.items() if p.grad is not None}, losses
 
 
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], atol: float) -> None:
@@ -121,6 +208,43 @@ def test_micro_batches_are_one_batch(tmp_path: Path, kind: str, per_device: int)
     assert_same(whole, cut, 2e-6)
     assert losses == pytest.approx(cut_losses, rel=1e-5)
     assert max(g.abs().max() for g in whole.values()) > 1e-3
+
+
+def losses_of(*terms: Any, **more: Any) -> Losses:
+    return Losses(terms=terms, score_scale=20, **more)
+
+
+PROD = {"temperature": 4.0, "both_sides": True}
+# Every term and what joins it, on lists that hold everything. Pacing is tried where it reads confidences of the whole
+# training set; `batch_topk` depends on the batch by its definition.
+METHODS: dict[str, Losses] = {
+    "adam": losses_of(Distil(), Contrastive(weight=0.1), pacing=SelfPaced(rho0=0.5)),
+    "adam, all": losses_of(Distil(), Contrastive(), pacing=SelfPaced(mode="soft", scope="all", rho0=0.3)),
+    "prod": losses_of(Contrastive(weight=0.1, in_batch=False), Distil(**PROD), Distil(source="anchor", **PROD)),
+    "prod, whole batch": losses_of(Contrastive(weight=0.1), Distil(over="global", teacher_scale=0.5, **PROD)),
+    "pairdistill": losses_of(Distil(temperature=2.0), Pairwise(), Contrastive(own_negatives=False, positive="teacher_top1")),
+    "pairdistill, dpr": losses_of(Distil(over="batch", temperature=2.0), Pairwise(weight=1.0)),
+    "md2pr": losses_of(Contrastive(), Distil(suspects="mask")),
+    "margin mse": losses_of(MarginMSE(teacher_scale=0.5)),
+}
+
+
+def method_job(home: Path, name: str, **changes: Any) -> Job:
+    words = word_teacher(home, warmup=0.0, negatives=2) if name == "md2pr" else None
+    return make_job(home, kind="rich", objective=METHODS[name], words=words, **changes)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_micro_batches_of_every_method_are_one_batch(tmp_path: Path, name: str) -> None:
+    job = method_job(tmp_path, name)
+    whole, losses = gradients(job, progress=0.3)
+    expected = {"adam": 2, "adam, all": 2, "prod": 3, "prod, whole batch": 2, "pairdistill": 3, "pairdistill, dpr": 2}
+    assert len(losses) == {**expected, "md2pr": 3, "margin mse": 1}[name] and all(v > 0 for v in losses.values())
+    assert max(g.abs().max() for g in whole.values()) > 1e-3
+    for per_device in (1, 2, 4):
+        cut, cut_losses = gradients(replace(job, per_device=per_device, tokens_per_batch=64), progress=0.3)
+        assert_same(whole, cut, 1e-5)
+        assert losses == pytest.approx(cut_losses, rel=1e-4)
 
 
 def test_token_budgets_change_nothing(tmp_path: Path) -> None:
@@ -377,6 +501,139 @@ def test_a_checkpoint_holds_weights_moments_and_curve(tmp_path: Path) -> None:
         assert torch.equal(a, b), name
 
 
+def train_until_killed(job: Job, stop: int) -> None:
+    """Train with a checkpoint after each step, and die in step `stop`."""
+    backward, done = Step.backward, []
+
+    def dies(self: Step, *args: Any, **more: Any) -> dict[str, float]:
+        done.append(1)
+        if len(done) > stop:
+            raise MemoryError("killed")
+        return backward(self, *args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Step, "backward", dies)
+        with pytest.raises(MemoryError):
+            train_loop(job, Alone(), CPU)
+    assert not job.out.exists("curve.json") and checkpoint.latest(job.scratch) == stop
+
+
+def test_passages_are_drawn_anew_each_epoch_and_alike_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawing(home: Path) -> Job:
+        job = make_job(home, kind="rich", objective=losses_of(Distil(), Pairwise()), save_seconds=0.0)
+        assert isinstance(job.examples, ListExamples)
+        return replace(job, examples=replace(job.examples, group=3, seed=5))
+
+    read, seen = ListSource.batch, []
+
+    def watched(self: ListSource, numbers: Any, width: Any = None, epochs: Any = None) -> Any:
+        made = read(self, numbers, width, epochs)
+        assert isinstance(made, ListBatch)
+        docs = [row[there].tolist() for row, there in zip(made.doc_rows_QN, made.mask_QN, strict=True)]
+        seen.append((epochs.tolist(), dict(zip(numbers.tolist(), docs, strict=True))))
+        return made
+
+    calm, hit = drawing(tmp_path / "calm"), drawing(tmp_path / "hit")
+    monkeypatch.setattr(ListSource, "batch", watched)
+    train_loop(calm, Alone(), CPU)
+    steps, seen = seen, []
+    assert [epochs for epochs, _ in steps] == [[e] * 6 for e in (0, 0, 1, 1, 2, 2)]
+    epochs = [{**steps[n][1], **steps[n + 1][1]} for n in (0, 2, 4)]
+    assert all(sorted(epoch) == list(range(QUERIES)) for epoch in epochs)  # every list, once an epoch
+    changed = [n for n in range(QUERIES) if len({tuple(epoch[n]) for epoch in epochs}) > 1]
+    assert len(changed) > 6 and all(len({epoch[n][0] for epoch in epochs}) == 1 for n in range(QUERIES))
+    train_until_killed(hit, 3)
+    train_loop(hit, Alone(), CPU)
+    assert seen == steps  # each step once: it died before it read anything
+    assert all(torch.equal(weights(calm)[n], weights(hit)[n]) for n in weights(calm))
+
+
+def test_epochs_follow_the_order_of_examples() -> None:
+    for examples, size in ((10, 4), (7, 7), (3, 8)):
+        for step in range(8):
+            places = np.arange(step * size, (step + 1) * size)
+            assert epochs_of(step, examples=examples, size=size).tolist() == (places // examples).tolist()
+            numbers = batch_of(step, seed=1, examples=examples, size=size)
+            pairs = list(zip(numbers.tolist(), epochs_of(step, examples=examples, size=size).tolist(), strict=True))
+            assert len(set(pairs)) == size  # an example is never twice in an epoch
+
+
+# -- the word level ---------------------------------------------------------------------------------------
+
+
+def test_the_word_level_reads_positives_and_the_best_scored_surviving_negatives() -> None:
+    flags = [[POSITIVE, SUSPECT, 0, 0, 0], [0, POSITIVE, POSITIVE, DARK, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+    nan = math.nan
+    teacher = [[9.0, 8.0, 1.0, 3.0, 2.0], [1.0, nan, 5.0, 7.0, 2.0], [1.0, 4.0, nan, 2.0, 3.0], [nan] * 5]
+    mask = torch.ones(4, 5, dtype=torch.bool)
+    mask[2, 4] = False
+    nothing = torch.zeros(4, 5, dtype=torch.int64)
+    batch = ListBatch(
+        rows={}, index_QN=nothing, doc_rows_QN=nothing, labels_QN=nothing, teacher_QN=torch.tensor(teacher), mask_QN=mask,
+        flags_QN=torch.tensor(flags),
+    )  # fmt: skip
+    pairs = [tuple(pair) for pair in chosen(batch, 2).tolist()]
+    # A query without a label has the teacher's favourite for a positive; one without scores has no pair.
+    assert pairs == [(0, 0), (0, 3), (0, 4), (1, 1), (1, 4), (1, 0), (2, 1), (2, 3), (2, 0)]
+    assert chosen(batch, 0).tolist() == [[0, 0], [1, 1], [2, 1]]
+    assert len(chosen(batch, 99)) == 1 + 3 + 1 + 2 + 1 + 2  # nobody is taken twice
+
+
+def test_the_word_levels_weight_warms_up(tmp_path: Path) -> None:
+    job = make_job(tmp_path, kind="rich", objective=losses_of(Distil()), words=word_teacher(tmp_path, weight=0.8, warmup=0.5))
+    found = {u: gradients(job, progress=u) for u in (0.0, 0.25, 0.5, 0.9)}
+    full = found[0.5][1]["words"]
+    assert full > 1e-3
+    assert [found[u][1]["words"] for u in (0.0, 0.25, 0.9)] == pytest.approx([0.0, full / 2, full], rel=1e-6)
+    slopes = {u: grads["projection"] for u, (grads, _) in found.items()}
+    assert slopes[0.0].eq(0).all() and slopes[0.5].abs().max() > 1e-4
+    torch.testing.assert_close(slopes[0.25] * 2, slopes[0.5])
+    without, losses = gradients(replace(job, words=None))
+    assert "projection" not in without and list(losses) == ["distil"]
+    assert_same(without, {n: g for n, g in found[0.0][0].items() if n != "projection"}, 1e-7)
+
+
+def test_the_word_level_is_learnt(tmp_path: Path) -> None:
+    words = word_teacher(tmp_path, weight=1.0, warmup=0.0)
+    job = make_job(tmp_path, kind="rich", objective=losses_of(Distil(weight=1e-6)), words=words)
+    job = replace(job, config=job.config.model_copy(update={"max_steps": 24, "learning_rate": 1e-2}))
+    train_loop(job, Alone(), CPU)
+    curve = [row[1] for row in job.out.read_json("curve.json")]
+    assert np.mean(curve[-4:]) < 0.7 * np.mean(curve[:4])
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_word_level_run_goes_on_with_its_projection_and_leaves_it_behind(tmp_path: Path, stop: int) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    def worded(home: Path, **rule: Any) -> Job:
+        words = word_teacher(home, **{"weight": 1.0, "warmup": 0.3, **rule})
+        return make_job(home, kind="rich", objective=METHODS["md2pr"], words=words, dropout=0.1, save_seconds=0.0)
+
+    calm, hit = worded(tmp_path / "calm"), worded(tmp_path / "hit")
+    train_loop(calm, Alone(), CPU)
+    train_until_killed(hit, stop)
+    begun = load_file(hit.scratch.local(f"checkpoint-{stop:09d}.safetensors"))
+    torch.manual_seed(99)
+    train_loop(hit, Alone(), CPU)
+    assert all(torch.equal(weights(calm)[n], weights(hit)[n]) for n in weights(calm))
+    assert calm.out.read_json("curve.json") == hit.out.read_json("curve.json")
+    # The last checkpoint is that after step 5 of 6: weights and moments of the projection too, the same in both.
+    last, other = (load_file(job.scratch.local("checkpoint-000000005.safetensors")) for job in (calm, hit))
+    name = "projection.weight"
+    assert {f"model.{name}", f"optimizer.{name}.exp_avg", f"optimizer.{name}.exp_avg_sq", f"optimizer.{name}.step"} <= set(last)
+    assert all(torch.equal(last[n], other[n]) for n in last) and last.keys() == other.keys()
+    assert not torch.equal(last[f"model.{name}"], begun[f"model.{name}"])
+    # What is saved is the start's own tensors, and loads as any model does.
+    begin = load_file(calm.start.local("model.safetensors"))
+    assert {n: t.shape for n, t in weights(calm).items()} == {n: t.shape for n, t in begin.items() if "pooler" not in n}
+    assert SentenceTransformer(str(calm.out.local("model")), device="cpu").encode(["wave"]).shape == (1, 32)
+    # And it did something: without the word level training ends elsewhere.
+    plain = make_job(tmp_path / "plain", kind="rich", objective=METHODS["md2pr"], dropout=0.1)
+    train_loop(plain, Alone(), CPU)
+    assert any(not torch.equal(weights(plain)[n], weights(calm)[n]) for n in weights(calm))
+
+
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     job = make_job(tmp_path)
 
@@ -409,8 +666,10 @@ def _rank(rank: int, home: str, port: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     comm = Ranks(CPU)
-    for job in pickle.loads((Path(home) / "jobs.pkl").read_bytes()):
+    whole, once = pickle.loads((Path(home) / "jobs.pkl").read_bytes())
+    for job in whole:
         train_loop(job, comm, CPU)
+    slopes = {key: gradients(job, progress=0.3, comm=comm) for key, job in once.items()}
     own = torch.full((2, 3), float(rank + 1), requires_grad=True)
     everyone = comm.gather(own)
     # Each rank weighs all rows by its own number: the gradient of my rows is the sum over ranks, not my share of it.
@@ -423,6 +682,7 @@ def _rank(rank: int, home: str, port: int) -> None:
         "flags": flags.tolist(),
         "sums": comm.sums({"a": float(rank), "b": 0.5}),
         "agreed": comm.agreed(7 + rank),
+        "slopes": slopes,
     }
     (Path(home) / f"rank-{rank}.pkl").write_bytes(pickle.dumps(found))
     dist.destroy_process_group()
@@ -456,7 +716,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     home = tmp_path_factory.mktemp("ranks")
     jobs = [make_job(home / name, **values) for name, values in VARIANTS.items()]
-    (home / "jobs.pkl").write_bytes(pickle.dumps(jobs))
+    once = {(name, n): method_job(home / "methods", name, per_device=n) for name in METHODS for n in (None, 1)}
+    (home / "jobs.pkl").write_bytes(pickle.dumps((jobs, once)))
     torch.multiprocessing.spawn(_rank, (str(home), _free_port()), nprocs=2, join=True)
     return home
 
@@ -474,6 +735,19 @@ def test_two_workers_train_what_one_does(two_ranks: Path, tmp_path: Path, name: 
     assert moved > 1e-3, "nothing was trained"
     curves = [[row[1] for row in job.out.read_json("curve.json")] for job in (both, alone)]
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("per_device", [None, 1])
+@pytest.mark.parametrize("name", METHODS)
+def test_two_workers_have_the_gradients_of_one(two_ranks: Path, name: str, per_device: int | None) -> None:
+    import pickle
+
+    alone, losses = gradients(method_job(two_ranks / "methods", name), progress=0.3)
+    for rank in range(2):
+        both, found = pickle.loads((two_ranks / f"rank-{rank}.pkl").read_bytes())["slopes"][name, per_device]
+        assert_same(both, alone, 1e-5)
+        assert found == pytest.approx(losses, rel=1e-4)
+    assert max(g.abs().max() for g in alone.values()) > 1e-3
 
 
 def test_gathering_gives_every_owner_the_full_gradient(two_ranks: Path) -> None:

@@ -35,6 +35,8 @@ class Lab:
     facts: list[dict[str, Any]] = field(default_factory=list)
     preflights: list[dict[str, Any]] = field(default_factory=list)
     scales: dict[Any, float] = field(default_factory=dict)
+    deeper: dict[str, Artifact] = field(default_factory=dict)  # scored candidates' id -> all that was found
+    dry: bool = False  # a plan: stages are named, none is run, and there are no numbers to read
 
     @property
     def teacher(self) -> Teacher:
@@ -69,11 +71,24 @@ def check_setting(cfg: Setting) -> None:
     if cfg.data.run and cfg.queries.count:
         raise InputError("queries.count: queries made from the corpus have no candidates in data.run; set queries.count=0")
     for one in kinds:
-        if isinstance(one, PromptedTeacher) and one.pairwise and one not in cfg.pair_teachers():
+        if isinstance(one, PromptedTeacher) and one.pairwise:
             raise InputError("teacher.prompt: it compares two passages; a teacher here scores one: monot5 or yes_no")
     for one in cfg.pair_teachers():
         if isinstance(one, PromptedTeacher) and not one.pairwise:
             raise InputError("pairwise.prompt: it scores one passage; a pairwise teacher compares two: duot5 or a_or_b")
+        if one in kinds:
+            raise InputError(
+                "pairwise: it is the teacher itself, which scores one passage at a time; name another model, or the same one "
+                "with another seed if both are trained here"
+            )
+        if one.scale != 1.0:
+            raise InputError("pairwise.scale: a pairwise teacher's scores become probabilities and take no scale; remove it")
+    if any(member.scale != 1.0 for teacher in cfg.teachers() for member in getattr(teacher, "members", ())):
+        raise InputError("teacher.members: each one's scores are standardised and take no scale; scale the ensemble's own")
+    if ready and any(one.scale == "fitted" for one in kinds):
+        raise InputError(
+            "teacher.scale: fitted needs a teacher that can score dev queries; write a number for ready-made scores"
+        )
 
 
 def searcher(cfg: Setting) -> BiEncoderTeacher | None:
@@ -98,6 +113,8 @@ def open_lab(cfg: Setting, store: Store) -> Lab:
     notes = list(data.metrics.get("notes", []))
     if not table(data, "queries/test").rows:
         raise InputError("data.test_split: there are no test queries; name a split that has judgements")
+    if any(one.scale == "fitted" for one in cfg.teachers()) and not table(data, "queries/dev").rows:
+        raise InputError("teacher.scale: fitted needs dev queries to be fitted to; name data.dev_split, or write a number")
 
     original_layout = wanted_layout(cfg.student, read_layout(student_source.where))
     start = store.run(adopt, "student before", source=student_source, layout=original_layout, layers=plain(cfg.student.layers))
@@ -107,7 +124,7 @@ def open_lab(cfg: Setting, store: Store) -> Lab:
     teachers = {one: open_teacher(store, one, sources) for one in wanted}
     opened = [member for teacher in teachers.values() for member in (teacher, *teacher.members)]
     cfg.check_models(start.metrics, {one.cfg: one.metrics for one in opened})
-    train_data = _train_queries(cfg, store, data, notes)
+    train_data = train_queries(cfg, store, data, notes)
     dev = cfg.evaluation
     dev_data = store.run(sample_dev, "sample dev", data=data, passages=dev.dev_passages, queries=dev.dev_queries, seed=dev.seed)
     return Lab(
@@ -116,7 +133,12 @@ def open_lab(cfg: Setting, store: Store) -> Lab:
     )  # fmt: skip
 
 
-def _train_queries(cfg: Setting, store: Store, data: Artifact, notes: list[str]) -> Artifact:
+def train_queries(cfg: Setting, store: Store, data: Artifact, notes: list[str]) -> Artifact:
+    """The collection whose train queries are learnt: the labelled ones, or a sample, and those made from passages.
+
+    Raises:
+        InputError: there are none.
+    """
     made = cfg.queries
     found = data
     if made.labelled is not None and made.labelled < table(data, "queries/train").rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from raydrd.errors import InputError
 from raydrd.flow.judge import judge
 from raydrd.flow.lab import Lab
 from raydrd.flow.retrieve import mine, retrieve, tokens, vectors
@@ -70,7 +71,12 @@ def distil(
 
     dark: the collection of written passages that the lists name beside the corpus. teacher: a bi-encoder whose vectors
     the objective compares whole batches with. words: MD2PR's word level with its cross-encoder.
+
+    Raises:
+        InputError: there is no list.
     """
+    if not lab.dry and not lists.metrics["rows"]:
+        raise InputError(f"{label}: its list rule drops every train query; loosen it, or leave this step out")
     passages: Artifact | list[Artifact] = tokens(lab.store, student, lab.data, "corpus")
     if dark is not None:
         passages = [tokens(lab.store, student, lab.data, "corpus"), tokens(lab.store, student, dark, "corpus")]

@@ -25,6 +25,7 @@ from raydrd.stages.shards import parts_of
 from raydrd.statistics import bootstrap_interval, compare
 from raydrd.store import Artifact
 
+_LOWEST, _HIGHEST = 1.1e-3, 0.99e3  # beyond: an end of fit_temperature's range
 Scoring = Callable[[Artifact, Artifact, str], Artifact]  # (candidates, data, table) -> the same with teacher scores
 
 
@@ -36,9 +37,10 @@ def preflight(lab: Lab, teacher: Teacher, score: Scoring) -> None:
     Raises:
         InputError: the teacher is not above the student and `preflight` is stop.
     """
-    cfg, done = lab.cfg, {one["identity"] for one in lab.preflights}
+    cfg, fitted = lab.cfg, teacher.cfg.scale == "fitted"
     identity = teacher.identity or "+".join(member.identity for member in teacher.members)
-    if cfg.preflight == "off" and teacher.cfg.scale != "fitted" or isinstance(teacher.cfg, ReadyScores) or identity in done:
+    done = identity in {one["identity"] for one in lab.preflights} and (teacher.cfg in lab.scales or not fitted)
+    if done or isinstance(teacher.cfg, ReadyScores) or (cfg.preflight == "off" and not fitted):
         return
     dev = cfg.evaluation
     data = lab.store.run(
@@ -55,10 +57,17 @@ def preflight(lab: Lab, teacher: Teacher, score: Scoring) -> None:
     pool = lab.store.run(join_candidates, "join preflight candidates", sources=list(runs.values()), depth=depth)
     scored = score(pool, data, "queries/dev")
     runs[teacher.name] = lab.store.run(rerank, "re-rank preflight", scored=scored, k=depth)
-    values = {name: _values(judge(lab, run, data, "queries/dev", f"preflight ({name})")) for name, run in runs.items()}
+    judged = {name: judge(lab, run, data, "queries/dev", f"preflight ({name})") for name, run in runs.items()}
+    if lab.dry:  # nothing has been measured, so there is nothing to conclude
+        lab.preflights.append({"identity": identity})
+        lab.scales[teacher.cfg] = 1.0
+        return
+    values = {name: _values(one) for name, one in judged.items()}
     found: dict[str, Any] = {"identity": identity, "teacher": teacher.name, "queries": len(values["BM25"]), "depth": depth}
     found |= _conclusion(lab, teacher.name, values, *_scores(scored, data))
-    lab.scales[teacher.cfg] = 1.0 / found["temperature"] if found["temperature"] else 1.0
+    if fitted:
+        lab.scales[teacher.cfg], why = fitted_scale(found["temperature"])
+        found["scale"] = "; ".join(filter(None, [found["scale"], why])) or None
     lab.preflights.append(found)
     for line in (f"preflight: {found['verdict']}", *([f"preflight: {found['scale']}"] if found["scale"] else [])):
         say(line)
@@ -110,6 +119,23 @@ def _scores(scored: Artifact, data: Artifact) -> tuple[list[NDArray[np.float64]]
         scores.append(np.array(own, dtype=np.float64))
         positives.append(np.isin(docs, relevant))
     return scores, positives
+
+
+def fitted_scale(temperature: float | None) -> tuple[float, str | None]:
+    """What `scale: fitted` multiplies scores by: 1 / temperature; 1, and why, where the dev labels give no temperature.
+
+    An end of the range that is looked at is none: 1000 times the scores would teach one passage a query and nothing
+    else, a thousandth of them nothing at all.
+    """
+    if temperature is None:
+        why = "no dev query has both a relevant and another passage"
+    elif temperature <= _LOWEST:
+        why = "the teacher sets all relevant dev passages apart, which any high enough scale would do"
+    elif temperature >= _HIGHEST:
+        why = "its scores say no more of the dev labels than none would"
+    else:
+        return 1.0 / temperature, None
+    return 1.0, f"scale: fitted finds none, since {why}; its scores are used as they are"
 
 
 def scale_of(lab: Lab, teacher: Teacher) -> float:

@@ -6,7 +6,7 @@ from raydrd.errors import InputError
 from raydrd.flow.lab import Lab, searcher
 from raydrd.precision import Precision
 from raydrd.stages.adopt import layout_of, model_folder
-from raydrd.stages.combine import with_positives
+from raydrd.stages.combine import first_candidates, with_positives
 from raydrd.stages.embed import embed
 from raydrd.stages.load import take_run
 from raydrd.stages.search import bm25_index, bm25_search, join_candidates, search
@@ -76,8 +76,12 @@ def mine(
     joined = found[0]
     if len(found) > 1:
         joined = lab.store.run(join_candidates, "join candidates", sources=found, depth=depth)
+    whole, scored = joined, lab.cfg.candidates.scored
+    if scored is not None and not sources:
+        joined = lab.store.run(first_candidates, "cut candidates", candidates=joined, k=scored)
     if positives:
         joined = lab.store.run(with_positives, "add positives", candidates=joined, data=lab.train_data)
+    lab.deeper[joined.id] = whole  # teachers that are trained here draw negatives from all that was found
     return joined
 
 

@@ -43,7 +43,9 @@ def scored_candidates(
     found = mine(lab, student, label=label, positives=positives)
     trained = ready(lab, teacher, found)
     known = None if trained.members else known  # an ensemble's scores depend on the whole list
-    return teach(lab, trained, found, lab.train_data, "queries/train", label=label, known=known)
+    scored = teach(lab, trained, found, lab.train_data, "queries/train", label=label, known=known)
+    lab.deeper[scored.id] = lab.deeper.get(found.id, found)
+    return scored
 
 
 def ready(lab: Lab, teacher: Teacher, candidates: Artifact, *, anew: bool = False) -> Teacher:
@@ -52,7 +54,9 @@ def ready(lab: Lab, teacher: Teacher, candidates: Artifact, *, anew: bool = Fals
     A teacher that was trained before stays as it is unless `anew`.
     """
     known = lab.teachers.get(teacher.cfg, teacher)
-    trained = known if known.is_trained and not anew else trained_teacher(lab, teacher, candidates)
+    trained = (
+        known if known.is_trained and not anew else trained_teacher(lab, teacher, lab.deeper.get(candidates.id, candidates))
+    )
     lab.teachers[teacher.cfg] = trained
     preflight(lab, trained, lambda pool, data, name: teach(lab, trained, pool, data, name, corpora=[data], label="dev"))
     return trained
@@ -147,7 +151,7 @@ def duels(
     """Neighbouring candidates compared by a pairwise teacher, which is trained on these candidates if it asks for it."""
     trained = lab.teachers[teacher.cfg]
     if not trained.is_trained:
-        trained = lab.teachers[teacher.cfg] = trained_teacher(lab, teacher, scored)
+        trained = lab.teachers[teacher.cfg] = trained_teacher(lab, teacher, lab.deeper.get(scored.id, scored))
     assert trained.model is not None
     pairs = lab.store.run(sample_pairs, f"sample pairs ({label})", scored=scored, data=lab.train_data, rule=rule)
     prompted = isinstance(trained.cfg, PromptedTeacher)

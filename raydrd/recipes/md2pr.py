@@ -55,7 +55,7 @@ class Config(Setting):
 
     def check_models(self, student: dict[str, Any], teachers: dict[Any, dict[str, Any]]) -> None:
         if self.words is not None:
-            check_words(self, student, teachers)
+            check_words(self, student, teachers, layers=self.words.layers)
 
 
 def objective(loss: Loss, scale: float) -> Losses:

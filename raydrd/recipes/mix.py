@@ -66,7 +66,7 @@ class Config(Setting):
         for number, step in enumerate(self.steps):
             _refuse(self, step, f"steps.{number}")
             if step.words is not None:
-                check_words(self, student, teachers)
+                check_words(self, student, teachers, layers=step.words.layers)
 
 
 def _refuse(cfg: Config, step: Step, where: str) -> None:
@@ -108,7 +108,8 @@ def run(cfg: Config, lab: Lab) -> Artifact:
             round=number if threshold else 0, previous=threshold, anchored=student if step.anchored else None,
             confidence=step.pacing.confidence if step.pacing else "softmax",
         )  # fmt: skip
-        threshold = made.threshold or threshold
+        if made.threshold is not None and step.filter is not None and step.filter.mode == "quantile":
+            threshold = made.threshold  # smoothed with the next one; the other modes have none to smooth
         scale = scale_of(lab, lab.teacher)
         objective = Losses(terms=tuple(_scaled(t, scale) for t in step.terms), score_scale=cfg.score_scale, pacing=step.pacing)
         student = distil(

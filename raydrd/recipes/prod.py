@@ -73,6 +73,11 @@ class Config(Setting):
         last = (self.data_progressive.train,) if self.data_progressive else ()
         return (*(step.train for step in self.progress), *last)
 
+    def check_models(self, student: dict[str, Any], teachers: dict[Any, dict[str, Any]]) -> None:
+        mined = any(step.mined_by == "teacher" for step in self.progress)
+        if mined and not any(isinstance(one, BiEncoderTeacher) for one in self.teachers()):
+            raise InputError("progress: mined_by: teacher needs a bi_encoder teacher in one of the steps; write student")
+
 
 def objective(loss: Loss, scale: float, *, anchor: bool, whole_batch: bool) -> Losses:
     """L = 0.1 NLL + 0.9 kd(s, t; T=4) [+ 1.0 kd(s, s_prev; T=4)]; kd with T on both sides, times T^2."""
@@ -93,9 +98,9 @@ def run(cfg: Config, lab: Lab) -> Artifact:
         student = teacher_step(cfg, lab, student, step, f"teacher {number}")
     if cfg.data_progressive is not None:
         last, label = cfg.data_progressive, "confusing queries"
-        scored = teach(
-            lab, lab.teacher, mine(lab, student, label=label, positives=True), lab.train_data, "queries/train", label=label
-        )
+        candidates = mine(lab, student, label=label, positives=True)
+        teacher = ready(lab, lab.teacher, candidates)  # trained here only if no step before has used it
+        scored = teach(lab, teacher, candidates, lab.train_data, "queries/train", label=label)
         made = listed(lab, label, scored, last.select, anchored=student)
         if not made.lists.metrics["rows"]:
             lab.notes.append("data progressive: no query is confusing by its rule, so the step was left out")
@@ -110,11 +115,8 @@ def teacher_step(cfg: Config, lab: Lab, student: Artifact, step: Step, label: st
     wanted = lab.teachers[step.teacher or cfg.teacher]
     retriever = student
     if step.mined_by == "teacher":
-        first = next(
-            (one for one in map(lab.teachers.get, cfg.teachers()) if one and isinstance(one.cfg, BiEncoderTeacher)), None
-        )
-        if first is None or first.model is None:
-            raise InputError("progress: mined_by: teacher needs a bi_encoder teacher in one of the steps; write student")
+        first = lab.teachers[next(one for one in cfg.teachers() if isinstance(one, BiEncoderTeacher))]
+        assert first.model is not None
         retriever = first.model
     candidates = mine(lab, retriever, label=label, positives=True)
     teacher = ready(lab, wanted, candidates)

@@ -1,6 +1,6 @@
-"""Geometry of the learning curve: dev metrics above, training loss below, curriculum steps as bands.
+"""Geometry of the learning curve: dev metrics above, training loss below, stages of training as bands.
 
-Loss has an axis of its own in every band: losses of different curriculum steps measure different things.
+Loss has an axis of its own in every band: losses of different stages measure different things.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Band:
     title: str
     line: str  # loss, as the points of a polyline
     ticks: list[Tick]  # loss
+    dropped: bool  # by the dev gate: the student of before it went on
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _dev_lines(curve: Mapping[str, Any], names: list[str]) -> dict[str, list[Poi
 
 
 def segments(curve: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The curriculum's steps; one without a name over the whole curve when none are given."""
+    """The stages of training; one without a name over the whole curve when none are given."""
     given = [dict(s) for s in curve.get("segments") or []]
     steps = [p[0] for p in [*(curve.get("loss") or []), *(curve.get("dev") or [])]]
     return given or ([{"label": "", "start": min(steps), "end": max(steps)}] if steps else [])
@@ -120,16 +121,27 @@ def _losses(curve: Mapping[str, Any]) -> list[tuple[float, float | None, int]]:
     return [(float(step), number(value), int(at) if named else 0) for step, value, at in curve.get("loss") or []]
 
 
-def _dev_value(value: Any, name: str) -> str:
-    return decimal(value.get(name) if isinstance(value, Mapping) else value)
+def _dev_value(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else value
+
+
+def _returns(parts: list[dict[str, Any]], name: str, main: str) -> dict[float, float]:
+    """Where the dev line goes back: the value of before a dropped stage, by the step it ended at."""
+    found = {}
+    for part in parts:
+        before = part.get("dev_before")
+        kept = number(_dev_value(before, name) if isinstance(before, Mapping) or name == main else None)
+        if part.get("dropped") and kept is not None:
+            found[float(part["end"])] = kept
+    return found
 
 
 def segment_rows(curve: Mapping[str, Any] | None, name: str) -> list[dict[str, str]]:
-    """The table under the chart: label, steps, loss at start and end (means of a tenth), dev."""
+    """The table under the chart: label, steps, loss at start and end (means of a tenth), dev, whether dropped."""
     found = []
     for index, segment in enumerate(segments(curve or {})):
         losses = [y for _, y, at in _losses(curve or {}) if at == index and y is not None]
-        before, after = (_dev_value(segment.get(key), name) for key in ("dev_before", "dev_after"))
+        before, after = (decimal(_dev_value(segment.get(key), name)) for key in ("dev_before", "dev_after"))
         tenth = max(1, len(losses) // 10)
         ends = [sum(part) / tenth for part in (losses[:tenth], losses[-tenth:])] if losses else []
         found.append(
@@ -139,6 +151,7 @@ def segment_rows(curve: Mapping[str, Any] | None, name: str) -> list[dict[str, s
                 "steps": f"{segment['start']:,}–{segment['end']:,}",
                 "loss": " → ".join(f"{end:#.3g}" for end in ends) or MISSING,
                 "dev": f"{before} → {after}",
+                "dropped": f"dropped: dev {name} fell" if segment.get("dropped") else "",
             }
         )
     return found
@@ -148,7 +161,8 @@ def chart(curve: Mapping[str, Any] | None, *, width: int, names: list[str]) -> C
     """The chart `width` px wide, or None when there is nothing to draw.
 
     Args:
-        curve: `loss` [[step, value, segment]], `dev` [[step, {metric: value}]], `segments`.
+        curve: `loss` [[step, value, segment]], `dev` [[step, {metric: value}]], `segments`; after a dropped one the dev
+            line goes back to what it was before.
         names: metrics in the order of the report, which is the order of the lines.
 
     Raises:
@@ -191,9 +205,10 @@ def chart(curve: Mapping[str, Any] | None, *, width: int, names: list[str]) -> C
             for value, text in (_ticks(nice_ticks(low, high, 3)) if ys and wide >= 60 else [])
         ]
         label = f"{index + 1} {part['label']}" if part["label"] and len(parts) > 1 else str(part["label"])
+        label = f"{label} (dropped)".lstrip() if part.get("dropped") else label
         room = int((wide - 8) / _LETTER)
         shown = label if len(label) <= room else (f"{label[: room - 1].rstrip()}…" if room >= 8 else str(index + 1))
-        bands.append(Band(x, wide, shown, label, _polyline(placed), ticks))
+        bands.append(Band(x, wide, shown, label, _polyline(placed), ticks, bool(part.get("dropped"))))
 
     values = [y for line in dev.values() for _, y in line]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
@@ -204,7 +219,13 @@ def chart(curve: Mapping[str, Any] | None, *, width: int, names: list[str]) -> C
     for name, line in dev.items():
         placed = [(x_of(step), _scale(y, low, high, dev_bottom, _TOP)) for step, y in line]
         dots = [(px, py, f"{name} {y:.3f} after step {step:,.0f}") for (px, py), (step, y) in zip(placed, line, strict=True)]
-        lines.append(Line(name, _polyline(placed), dots))
+        back = _returns(parts, name, names[0] if names else name)
+        turned = [
+            point
+            for (px, py), (step, _) in zip(placed, line, strict=True)
+            for point in [(px, py), *([(px, _scale(back[step], low, high, dev_bottom, _TOP))] if step in back else [])]
+        ]
+        lines.append(Line(name, _polyline(turned), dots))
     return Chart(
         width=width,
         height=loss_bottom + _BOTTOM,

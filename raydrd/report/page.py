@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from raydrd.report import curve, summary
+from raydrd.report import curve, method, summary
 from raydrd.storage import Folder
 
 _TEXT = 300  # characters of a passage that are shown
@@ -118,15 +118,21 @@ def render(report: Mapping[str, Any]) -> str:
     template = resources.files("raydrd.report").joinpath("page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     learning = report.get("curve") or {}
+    stages_told, told = method.counted(report)
     return environment.from_string(template).render(
         name=report.get("name") or "run",
         recipe=report.get("recipe"),
+        method=report.get("method"),
         created=report.get("created"),
         seconds=summary.duration(report["seconds"]) if report.get("seconds") is not None else None,
         queries=f"{report['queries']:,}" if report.get("queries") is not None else None,
         verdict=summary.verdict(report),
         share=summary.share_sentence(report),
-        facts=summary.facts(report),
+        sizes=summary.facts(report),
+        dropped=method.dropped_sentence(report),
+        preflights=method.preflights(report),
+        stages_told=stages_told,
+        told=told,
         warnings=(report.get("data") or {}).get("warnings") or [],
         notes=(report.get("data") or {}).get("notes") or [],
         metrics=names,

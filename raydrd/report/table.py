@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raydrd.report import summary
+from raydrd.report import method, summary
 
 _PLAIN = str.maketrans({"−": "-", "–": "-", "’": "'", "\u00a0": " "})
 
@@ -19,7 +19,7 @@ def _aligned(lines: list[list[str]]) -> list[str]:
 
 
 def final_table(report: Mapping[str, Any]) -> str:
-    """The four systems, then what changed and how sure that is. ASCII only, no trailing newline.
+    """The four systems, what changed and how sure that is, then what warned. ASCII only, no trailing newline.
 
     Args:
         report: the content of report.json; missing parts are left out, numbers that are null print as `-`.
@@ -42,4 +42,6 @@ def final_table(report: Mapping[str, Any]) -> str:
         lines += [f"  {summary.against(c).ljust(width)}  {summary.difference(c)}" for c in made]
     if share := summary.share_sentence(report):
         lines.append(share)
-    return "\n".join(lines).translate(_PLAIN)
+    lines += method.terminal_lines(report)
+    text = "\n".join(lines).translate(_PLAIN)
+    return text.encode("ascii", errors="replace").decode()  # a name of a metric, a teacher or a stage may hold anything

@@ -73,15 +73,15 @@ def terminal(found: Mapping[str, Any]) -> str:
     """
     blocks = [*_results(found), _differences(found), *_slices(found), *_changed(found)]
     blocks += ["\n".join(f"note: {note}" for note in found["notes"])] if found["notes"] else []
-    return _printable("\n\n".join([*blocks, verdict(found)]))
+    return printable("\n\n".join([*blocks, verdict(found)]))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Without what could steer a terminal: queries and names are other people's texts."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
-def _aligned(rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
     """Columns two spaces apart, the first `left` of them to the left; a rule below the head."""
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     lines = [
@@ -101,7 +101,7 @@ def _results(found: Mapping[str, Any]) -> list[str]:
             rows.append(
                 [system["label"], *(t for c in cells for t in (f"{c['mean']:.3f}", f"[{c['low']:.3f}, {c['high']:.3f}]"))]
             )
-        blocks.append("\n".join(_aligned(rows)))
+        blocks.append("\n".join(aligned(rows)))
     return blocks
 
 
@@ -116,7 +116,7 @@ def _differences(found: Mapping[str, Any]) -> str:
         last = (c["a"], c["b"])
         rows.append([pair, c["metric"], f"{c['difference']:+.3f}", low_high, p_text(c["p"]), p_text(c["p_holm"]), mark, counts])
     foot = f"* p below {ALPHA} after Holm's correction for {len(found['comparisons'])} comparisons; "
-    return "\n".join([*_aligned(rows, left=2), f"{foot}paired randomisation test, {found['samples']:,} samples"])
+    return "\n".join([*aligned(rows, left=2), f"{foot}paired randomisation test, {found['samples']:,} samples"])
 
 
 def _slices(found: Mapping[str, Any]) -> list[str]:
@@ -128,7 +128,7 @@ def _slices(found: Mapping[str, Any]) -> list[str]:
                 change = [f"{s['difference']:+.3f}", f"[{s['low']:+.3f}, {s['high']:+.3f}]"] if "difference" in s else ["", ""]
                 place = ["", ""] if n else [range_text(cut["by"], part["low"], part["high"]), f"{part['queries']:,}"]
                 rows.append([*place, s["label"], f"{s['mean']:.3f}", *change])
-        blocks.append("\n".join([f"by {cut['title']}:", *_aligned(rows, left=3)]))
+        blocks.append("\n".join([f"by {cut['title']}:", *aligned(rows, left=3)]))
     return blocks
 
 
@@ -146,7 +146,7 @@ def _changed(found: Mapping[str, Any]) -> list[str]:
             rows.append([kind, f"{q['b']:.3f}", f"{q['a']:.3f}", f"{q['a'] - q['b']:+.3f}", text])
         widest = max(len(row[-1]) for row in rows)
         padded = [[*row[:-1], row[-1].ljust(widest)] for row in rows]
-        blocks.append("\n".join([f"most changed by {found['metric']}:", *_aligned(padded)]))
+        blocks.append("\n".join([f"most changed by {found['metric']}:", *aligned(padded)]))
     return blocks
 
 
@@ -166,7 +166,7 @@ _LATEX = {
 
 def escape_latex(text: str) -> str:
     """The text as LaTeX prints it, on one line; every special character is escaped, control characters become `?`."""
-    escaped = "".join(_LATEX.get(c, c) for c in _printable(" ".join(text.split())))
+    escaped = "".join(_LATEX.get(c, c) for c in printable(" ".join(text.split())))
     return re.sub("-(?=-)", "-{}", escaped)  # two hyphens in a row would print as a dash
 
 
@@ -241,19 +241,26 @@ def _caption(found: Mapping[str, Any]) -> str:
 # -- the page ---------------------------------------------------------------------------------------
 
 
+def template(name: str) -> jinja2.Template:
+    """A page of this folder: everything is escaped, a name it does not know is an error; it may import other files here."""
+    loader = jinja2.FunctionLoader(lambda file: resources.files("raydrd.report").joinpath(file).read_text(encoding="utf-8"))
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name)
+
+
 def render(found: Mapping[str, Any]) -> str:
     """The page as text: one file, nothing fetched, everything escaped (Jinja2 autoescape)."""
-    template = resources.files("raydrd.report").joinpath("versus.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     parts = [s for cut in found["slices"] for part in cut["bins"] for s in part["systems"] if "difference" in s]
-    return environment.from_string(template).render(
+    return template("versus.html").render(
         title=" / ".join(s["label"] for s in found["systems"]),
         verdict=verdict(found),
         found=found,
         alpha=ALPHA,
-        scale=_scale(found["comparisons"]),
-        slice_scale=_scale(parts),
-        strip=_strip,
+        scale=strip_scale(found["comparisons"]),
+        slice_scale=strip_scale(parts),
+        strip=strip,
         clear=is_clear,
         p_text=p_text,
         excerpt=excerpt,
@@ -265,14 +272,14 @@ def render(found: Mapping[str, Any]) -> str:
     )
 
 
-def _scale(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+def strip_scale(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """From the lowest to the highest end of these intervals, 0 among them."""
     low = min([0.0, *(row["low"] for row in rows)])
     high = max([0.0, *(row["high"] for row in rows)])
     return (low, high) if high > low else (-1.0, 1.0)
 
 
-def _strip(row: Mapping[str, Any], scale: tuple[float, float]) -> dict[str, float]:
+def strip(row: Mapping[str, Any], scale: tuple[float, float]) -> dict[str, float]:
     """Where an interval, its middle and 0 lie on a strip from 2 to 98."""
     low, high = scale
     ends = {"low": row["low"], "high": row["high"], "mean": row["difference"], "zero": 0.0}

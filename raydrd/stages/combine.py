@@ -59,6 +59,37 @@ def with_positives(work: Work, *, candidates: Artifact, data: Artifact) -> dict[
     return {"rows": found.rows, "unit": "queries", "added": sum(r["added"] for r in results)}
 
 
+class Cutter:
+    """The first candidates of a block of queries."""
+
+    def __init__(self, *, candidates: Parts, out: Folder, k: int) -> None:
+        self.candidates, self.out, self.k = candidates, out, k
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        found = self.candidates.slice(shard["lo"], shard["hi"])
+        docs = [own[: self.k] for own in found["doc_rows"].to_pylist()]
+        scores = [own[: self.k] for own in found["scores"].to_pylist()]
+        self.out.write_table(shard["name"], pa.table([found["query_row"], docs, scores], schema=CANDIDATES))
+        return {}
+
+
+@stage(version=1)
+def first_candidates(work: Work, *, candidates: Artifact, k: int) -> dict[str, Any]:
+    """The first `k` candidates of every query: what a slow teacher is asked about."""
+    found = parts_of(candidates)
+    work.cluster.map(
+        Cutter,
+        {"candidates": found, "out": work.shards, "k": k},
+        pending(work, found.rows, 20_000, "parquet"),
+        label=work.label,
+        unit="queries",
+        marks=work.shards / "attempts",
+        inline=found.rows <= 20_000,
+        models=False,
+    )
+    return {"rows": found.rows, "unit": "queries"}
+
+
 # -- ensembles ------------------------------------------------------------------------------------
 
 

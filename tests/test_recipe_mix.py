@@ -1,0 +1,186 @@
+"""Mix: the parts of all papers in one config run, and parts that do not go together are refused before they cost anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raydrd.lists import DARK, POSITIVE, SUSPECT
+from tests.recipes import (
+    LISTS,
+    METRIC,
+    SCALE,
+    artifact,
+    artifact_of,
+    fact,
+    gain,
+    made,
+    refusal,
+    rows,
+    run_again,
+    run_recipe,
+    run_toy,
+    settings,
+    steps,
+)
+
+PAIRS = {"top_k": 10, "window": 3, "pairs": 4}
+LISTWISE = {"kind": "distil"}
+
+
+@pytest.fixture(scope="module")
+def values(toy: Path) -> dict[str, Any]:
+    """A curriculum of two steps: coarse with everything on, then plain lists from candidates mined anew, anchored."""
+    everything = {
+        "lists": {"kind": "graded", "graded": 5, "hard": 3, "rest": 3, "hard_until": 20},
+        "dark": {"built": 4, "reinforced": 2, "noisy": 2},
+        "pairs": PAIRS,
+        "filter": {"keep": 3},
+        "pacing": {},
+        "words": {"weight": 0.5, "projection": 16},
+        "terms": [LISTWISE, {"kind": "ordered"}, {"kind": "contrastive", "weight": 0.5}, {"kind": "pairwise", "weight": 1.0}],
+        "train": steps(20),
+    }
+    plain = {
+        "mine": True,
+        "lists": {"kind": "sampled", **LISTS},
+        "filter": {"keep": 3},
+        "terms": [LISTWISE, {"kind": "distil", "source": "anchor"}, {"kind": "margin_mse", "weight": 0.01}],
+        "train": steps(8, 1.0e-3),
+    }
+    return settings(
+        toy,
+        "mix",
+        student={"model": str(toy / "student"), "query_max_len": 20, "passage_max_len": 40},
+        pairwise={"kind": "cross_encoder", "model": str(toy / "reranker"), "max_length": 64},
+        steps=[everything, plain],
+        **SCALE,
+    )
+
+
+@pytest.fixture(scope="module")
+def report(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_toy(tmp_path_factory.mktemp("mix"), values)
+
+
+def test_everything_at_once_learns_and_is_found_again(report: dict[str, Any], tmp_path: Path) -> None:
+    assert gain(report) > 0.25
+    assert next(c for c in report["comparisons"] if (c["b"], c["metric"]) == ("student_before", METRIC))["low"] > 0
+    again = run_again(report, tmp_path)
+    assert made(again) == [] and again["systems"] == report["systems"]
+
+
+def test_one_list_carries_all_parts(report: dict[str, Any]) -> None:
+    first = rows(artifact(report, "lists of step 1"))
+    assert len(first) == 24
+    dark = sum(bool(flag & DARK) for one in first for flag in one["flags"])
+    assert dark == fact(report, "step 1", "kept") > 24
+    assert sum(len(one["pair_p"]) for one in first) > 12 and fact(report, "step 1", "pairs compared") == 24 * PAIRS["pairs"]
+    for one in first:
+        flags = np.array(one["flags"])
+        assert not (flags & SUSPECT)[(flags & (POSITIVE | DARK)) != 0].any()
+        assert 0 <= one["confidence"] <= 1
+        # The curriculum's groups: exact order above a hard block above the rest; dark examples stand outside of it.
+        labels = np.array(one["labels"])[(flags & DARK) == 0]
+        assert len(labels) == 11 and (np.diff(labels) <= 0).all() and len(set(labels.tolist())) == 7
+        places = [*one["pair_left"], *one["pair_right"]]
+        assert all(0 <= place < len(flags) and not flags[place] & DARK for place in places)
+    second = rows(artifact(report, "anchor scores (step 2)"))
+    assert all(len(one["anchor_scores"]) == len(one["doc_rows"]) == 8 for one in second)
+    assert not any(one["pair_p"] or any(flag & DARK for flag in one["flags"]) for one in second)
+
+
+def test_pools_of_the_curriculum_are_disjoint(report: dict[str, Any]) -> None:
+    for one in rows(artifact(report, "lists of step 1")):
+        assert len(set(one["doc_rows"])) == len(one["doc_rows"])
+        # Group 1 begins with the labelled positives; the two blocks hold none.
+        positive = [bool(flag & POSITIVE) for flag in one["flags"]]
+        assert positive[:5] == [True] * 5 and not any(positive[5:])
+
+
+def test_steps_share_candidates_until_one_mines(report: dict[str, Any]) -> None:
+    labels = [s["label"] for s in report["stages"] if s["name"] == "score_pairs" and s["label"].startswith("score train")]
+    assert labels == ["score train, step 1 (teacher)", "score train, dark, step 1 (teacher)", "score train, step 2 (teacher)"]
+    second = artifact(report, labels[-1])
+    assert second.metrics["taken"] == 24 * 60 and second.metrics["pairs"] == 0  # the whole corpus was scored before
+
+
+def test_thresholds_of_another_kind_are_not_carried_on(values: dict[str, Any], tmp_path: Path) -> None:
+    own = {"mode": "per_query", "margin": 1.0, "keep": 3}
+    base = {"lists": {"kind": "sampled", **LISTS}, "terms": [LISTWISE], "train": steps(1)}
+    steps_ = [{**base, "filter": own}, {**base, "filter": {"keep": 3}}, {**base, "filter": {"keep": 3}}]
+    _, lab = run_recipe(values | {"steps": steps_, "pairwise": None}, tmp_path)
+    found = [artifact_of(lab, f"filter threshold (step {n})").metrics["theta"] for n in (1, 2, 3)]
+    assert found[0] is None and found[1] is not None and found[2] < found[1]  # a lower quantile, smoothed
+
+
+def test_lists_that_drop_every_query_are_said_so(values: dict[str, Any], capsys: Any, tmp_path: Path) -> None:
+    from raydrd.errors import InputError
+
+    nothing = {"kind": "confusing", "student_from": 60, "student_to": 60}
+    with pytest.raises(InputError, match="step 1: its list rule drops every train query; loosen it"):
+        run_recipe(values | {"steps": [{"lists": nothing, "terms": [LISTWISE], "train": steps(1)}], "pairwise": None}, tmp_path)
+
+
+ONE = {"lists": {"kind": "sampled", **LISTS}, "train": steps(1)}
+CROSS = {"kind": "cross_encoder"}
+
+
+@pytest.mark.parametrize(
+    ("step", "more", "message"),
+    [
+        ({"terms": [{"kind": "pairwise"}], "pairs": PAIRS}, {"pairwise": None}, "steps.0: a pairwise term needs pairs and"),
+        ({"terms": [{"kind": "pairwise"}]}, {}, "steps.0: a pairwise term needs pairs and"),
+        ({"terms": [LISTWISE], "pairs": PAIRS}, {}, "steps.0: pairs are compared but no term reads them"),
+        ({"terms": [{"kind": "contrastive"}], "dark": {}}, {}, "steps.0: dark examples are read by {kind: distil} over the list"),
+        ({"terms": [{"kind": "distil", "over": "batch"}], "dark": {}}, {}, "steps.0: dark examples are read by {kind: distil}"),
+        ({"terms": [{"kind": "distil", "over": "global"}]}, {}, "steps.0: over: global compares with a bi-encoder's vectors"),
+        ({"terms": [LISTWISE]}, {"candidates": {"sources": ["teacher"]}}, "candidates.sources: only a bi_encoder teacher can"),
+        ({"terms": [LISTWISE]}, {"pairwise": "teacher"}, "pairwise: it is the teacher itself, which scores one passage"),
+        ({"terms": [LISTWISE]}, {"pairwise.scale": 2.0}, "pairwise.scale: a pairwise teacher's scores become probabilities"),
+        ({"terms": [LISTWISE]}, {"teacher.scale": "fitted", "data.dev_split": None}, "teacher.scale: fitted needs dev queries"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(
+    values: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    step: dict[str, Any],
+    more: dict[str, Any],
+    message: str,
+) -> None:
+    changed = values | {"steps": [ONE | step]}
+    for name, value in more.items():
+        field, _, inner = name.partition(".")
+        new = values["teacher"] if value == "teacher" else value
+        changed[field] = {**changed[field], inner: new} if inner else new
+    assert refusal(capsys, tmp_path, changed).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"teacher": {"kind": "bi_encoder", "model": "deep"}}, "words: the word level reads a cross_encoder's attention"),
+        ({"student": {"model": "student"}}, "words: queries and passages of the student have up to 128 tokens together"),
+        ({"teacher": {"kind": "cross_encoder", "model": "deep"}}, "is an encoder without a ranking head; set teacher.train"),
+        ({"pairwise": {"kind": "cross_encoder", "model": "deep"}}, "is an encoder without a ranking head; set teacher.train"),
+        ({"teacher": {"kind": "prompted", "model": "deep", "prompt": "duot5"}}, "teacher.prompt: it compares two passages"),
+        ({"pairwise": {"kind": "prompted", "model": "deep", "prompt": "monot5"}}, "pairwise.prompt: it scores one passage"),
+        (
+            {"teacher": {"kind": "prompted", "model": "deep", "prompt": "duot5"}, "pairwise": "teacher"},
+            "teacher.prompt: it compares two passages",
+        ),
+    ],
+)
+def test_models_that_do_not_fit_are_refused(
+    values: dict[str, Any], toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: dict[str, Any], message: str
+) -> None:
+    changed = values | {
+        name: {**one, "model": str(toy / one["model"])} for name, one in more.items() if one != "teacher"
+    }
+    if more.get("pairwise") == "teacher":
+        changed["pairwise"] = changed["teacher"]
+    assert message in refusal(capsys, tmp_path, changed)
