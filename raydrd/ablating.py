@@ -316,8 +316,8 @@ def _warnings(whole: Row, rows: list[Row]) -> list[str]:
                 f"{row.label}: {_listed(row.updates)} updates, {WHOLE} have {_listed(whole.updates)}: "
                 "its effect is not that of the idea alone"
             )
-        if row.students == whole.students:
-            found.append(f"{row.label}: the same student as {WHOLE}; in this config the idea changes nothing")
+        if all(np.array_equal(row.values[name], values) for name, values in whole.values.items()):
+            found.append(f"{row.label}: the same values as {WHOLE} on every query; in this config the idea changes nothing")
     return found
 
 

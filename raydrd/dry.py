@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raydrd.cluster import Cluster
-from raydrd.flow.lab import Lab, check_setting, plain, train_queries
+from raydrd.flow.lab import Lab, check_setting, check_tables, plain, train_queries
 from raydrd.flow.teachers import Teacher
 from raydrd.layout import Layout
 from raydrd.outline import artifacts_in, depth_of, outline
@@ -98,6 +98,7 @@ def open_lab(cfg: Setting, store: DryStore) -> Lab:
     source, layout = _source(cfg.student), wanted_layout(cfg.student, Layout())
     splits = {name: getattr(cfg.data, f"{name}_split") for name in ("train", "dev", "test")}
     data = store.run(load, "load", data=Located({"splits": splits}, cfg.data))
+    check_tables(cfg, data)
     start = store.run(adopt, "student before", source=source, layout=layout, layers=plain(cfg.student.layers))
     original = start
     if cfg.student.layers is not None and cfg.recover is not None:

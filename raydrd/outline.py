@@ -60,6 +60,8 @@ def outline(name: str, inputs: dict[str, Any]) -> str:
             return f"for {inputs['tokenizer'].identity}"
         case "search" | "bm25_search":
             return f"the best {depth:,} a query"
+        case "first_candidates":
+            return f"the first {depth:,} of them"
         case "join_candidates":
             return f"{len(inputs['sources'])} sources, {depth:,} a query"
         case "score_pairs" | "score_vectors":

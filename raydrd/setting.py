@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raydrd.config import Frozen, Resources
 from raydrd.data.spec import Data
@@ -171,6 +171,11 @@ class Setting(Frozen):
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="bf16 where the hardware is faster with it")
     index: str = Field("Flat", description="FAISS factory string of the index to ship: Flat, HNSW32, IVF256,PQ48, ...")
     resources: Resources = Resources()
+
+    @field_validator("preflight", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads a bare `off` as false
 
     def teachers(self) -> tuple[Any, ...]:
         """Every teacher of this config, so that all are found before anything is paid for."""

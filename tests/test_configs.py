@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raydrd.config import read_yaml
-from raydrd.dry import Plan, counts, plan
+from raydrd.dry import counts, plan
 from raydrd.errors import InputError
 from raydrd.recipes import RECIPES
 from raydrd.session import read_config
@@ -98,20 +98,12 @@ def nothing_is_touched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def updates(made: Plan) -> list[str]:
-    """Labels of the student's trainings, in order."""
-    teachers = counts(made)["trainings of teachers"]
-    found = [one.label for one in made.stages if one.stage in ("train", "train_reranker", "imitate")]
-    assert len(found) == teachers + counts(made)["trainings of the student"]
-    return [label for label in found if "/" not in label.removeprefix("train step").partition(":")[0] and "package:" not in label]
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_dry_run_lists_the_trainings_of_every_config(name: str, nothing_is_touched: Path) -> None:
     cfg = config(name)
     made = plan(cfg)
     expected = len(cfg.trainings()) + len(cfg.warm_up) + (cfg.recover is not None and cfg.student.layers is not None)
-    assert counts(made)["trainings of the student"] == expected == len(updates(made))
+    assert counts(made)["trainings of the student"] == expected
     assert made.stages[0].label == "load" and made.stages[-1].label == "verify export"
     assert list(nothing_is_touched.iterdir()) == []
 

@@ -94,6 +94,7 @@ def test_looks_at_dev_and_the_preflight_are_one_line_each(tmp_path: Path, nowher
         ("queries.labelled=10", "sample train queries", True),
         ("queries.count=10", "make queries", True),
         ("candidates.sources=[student, bm25]", "join candidates", True),
+        ("candidates.scored=20", "cut candidates", True),
     ],
 )
 def test_the_plan_follows_the_config(tmp_path: Path, nowhere: dict[str, Any], assignment: str, label: str, there: bool) -> None:
@@ -101,8 +102,17 @@ def test_the_plan_follows_the_config(tmp_path: Path, nowhere: dict[str, Any], as
     assert (label in labels) == there
 
 
+def test_only_what_is_kept_of_the_candidates_is_scored(tmp_path: Path, nowhere: dict[str, Any]) -> None:
+    details = {one.label: one.detail for one in planned(tmp_path, nowhere, "candidates.scored=20").stages}
+    assert details["search train (student)"] == "the best 60 a query"
+    assert details["cut candidates"] == "the first 20 of them"
+    assert details["score train (nothing)"].startswith("up to 20 passages a query")
+
+
 def test_a_fitted_scale_needs_dev_queries(tmp_path: Path, nowhere: dict[str, Any]) -> None:
-    assert planned(tmp_path, nowhere, "teacher.scale=fitted")
+    del nowhere["curriculum"]
+    nowhere |= {"recipe": "margin_mse", "train": {"learning_rate": 1.0e-5, "train_batch_size": 32, "max_steps": 10}}
+    assert planned(tmp_path, nowhere, "teacher.scale=fitted").stages
     with pytest.raises(InputError, match=r"teacher\.scale: fitted needs dev queries"):
         planned(tmp_path, nowhere, "teacher.scale=fitted", "data.dev_split=null")
 
@@ -129,7 +139,7 @@ def test_no_test_queries_are_refused(tmp_path: Path, nowhere: dict[str, Any]) ->
 
 def test_what_was_not_checked_is_said(tmp_path: Path, nowhere: dict[str, Any]) -> None:
     told = "\n".join(planned(tmp_path, nowhere, "keep=best").unchecked)
-    for piece in ("no/such/folder", "nobody/nothing", "has a ranking head", "share a tokenizer", "preflight: stop", "keep: best"):
+    for piece in ("no/such/folder", "nobody/nothing", "has a ranking head", "preflight: stop", "keep: best"):
         assert piece in told
     assert "words:" not in told
 

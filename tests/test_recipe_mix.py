@@ -111,8 +111,9 @@ def test_steps_share_candidates_until_one_mines(report: dict[str, Any]) -> None:
 def test_thresholds_of_another_kind_are_not_carried_on(values: dict[str, Any], tmp_path: Path) -> None:
     own = {"mode": "per_query", "margin": 1.0, "keep": 3}
     base = {"lists": {"kind": "sampled", **LISTS}, "terms": [LISTWISE], "train": steps(1)}
-    steps_ = [{**base, "filter": own}, {**base, "filter": {"keep": 3}}, {**base, "filter": {"keep": 3}}]
-    _, lab = run_recipe(values | {"steps": steps_, "pairwise": None}, tmp_path)
+    quantile = {"keep": 3, "r0": 1.0, "step": 0.4}
+    changed = [{**base, "filter": rule} for rule in (own, quantile, quantile)]
+    _, lab = run_recipe(values | {"steps": changed, "pairwise": None}, tmp_path)
     found = [artifact_of(lab, f"filter threshold (step {n})").metrics["theta"] for n in (1, 2, 3)]
     assert found[0] is None and found[1] is not None and found[2] < found[1]  # a lower quantile, smoothed
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 from raydrd.batching import SpecialTokens
 from raydrd.errors import InputError
 from raydrd.lists import POSITIVE
-from raydrd.objectives import Contrastive, Distil, Duels, Losses, MarginMSE, Ordered, Pairwise
+from raydrd.objectives import Contrastive, Distil, Duels, Losses, MarginMSE, Ordered
 from raydrd.parts import Parts, TokenReader, part_name
 from raydrd.rerankers import has_head, load_reranker, make_reranker, save_reranker
 from raydrd.storage import Folder
@@ -156,11 +155,8 @@ def test_a_step_of_duels_reads_both_passages_after_the_query(toys: tuple[Path, W
     special = SpecialTokens.of(tiny_tokenizer())
     logits = []
     for q, a, b in rows.tolist():
-        ids = [
-            reader.take(np.array([row]))[0]
-            for reader, row in zip([readers["query"], *[readers["passage"]] * 2], (q, a, b), strict=True)
-        ]
-        logits.append(model([("duel", special.model_inputs([special.duel(*ids, MAX_LENGTH)]))])[0][0, 0])
+        (query,), (one, other) = readers["query"].take(np.array([q])), readers["passage"].take(np.array([a, b]))
+        logits.append(model([("duel", special.model_inputs([special.duel(query, one, other, MAX_LENGTH)]))])[0][0, 0])
     loss = torch.nn.functional.binary_cross_entropy_with_logits(torch.stack(logits), p)
     found, losses = gradients(job)
     loss.backward()
@@ -173,20 +169,20 @@ def test_a_step_of_duels_reads_both_passages_after_the_query(toys: tuple[Path, W
 def test_a_cross_encoder_learns_and_loads_in_sentence_transformers(toys: tuple[Path, World], tmp_path: Path, form: str) -> None:
     from sentence_transformers import CrossEncoder
 
-    job = make_job(toys, tmp_path, form=form, config={"max_steps": 30})
+    # Which of two passages fits is harder to see than which fits better alone.
+    steps = {"pairs": {"max_steps": 30}, "duels": {"max_steps": 80, "train_batch_size": 12}}[form]
+    job = make_job(toys, tmp_path, form=form, config=steps)
     train_loop(job, Alone(), CPU)
     curve = job.out.read_json("curve.json")
-    assert [row[0] for row in curve] == list(range(1, 31))
+    assert [row[0] for row in curve] == list(range(1, steps["max_steps"] + 1))
     first, last = (float(np.mean([row[1] for row in rows])) for rows in (curve[:4], curve[-4:]))
     # Knowing nothing: one of six, and a coin.
     assert first == pytest.approx(np.log(WIDTH) if form == "pairs" else np.log(2), abs=0.25)
     assert last < 0.7 * first
-    assert {"tokenizer", "parameters"} & set(job.out.read_json("about.json"))
-    saved = job.out.local("model")
-    assert (
-        has_head(Path(saved)) and json.loads((Path(saved) / "config.json").read_text())["num_labels" if False else "id2label"]
-    )
-    loaded, own = CrossEncoder(str(saved), device="cpu", max_length=MAX_LENGTH), load_reranker(Path(saved))
+    assert job.out.read_json("about.json")["layers"] == 2
+    saved = Path(job.out.local("model"))
+    assert has_head(saved)
+    loaded, own = CrossEncoder(str(saved), device="cpu", max_length=MAX_LENGTH), load_reranker(saved)
     texts = [("the wave tide of", "harbour and sail reef gull"), ("judge court", "oven flour")]
     inputs = loaded.tokenizer(*zip(*texts, strict=True), padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -248,7 +244,7 @@ def test_an_encoder_becomes_a_reranker_with_a_new_head(tmp_path: Path) -> None:
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
     before = load_file(start / "model.safetensors")["encoder.layer.3.output.dense.weight"]
     assert torch.equal(made[0].body.bert.encoder.layer[1].output.dense.weight, before)  # the last layer is kept
-    assert not made[0].training
+    assert not any(part.training for part in made[0].modules())
     save_reranker(made[0], tmp_path / "saved", tokenizer_from=start)
     again = load_reranker(tmp_path / "saved")
     assert has_head(tmp_path / "saved") and (tmp_path / "saved" / "tokenizer.json").exists()
@@ -270,13 +266,9 @@ def test_a_new_head_does_not_disturb_other_draws(tmp_path: Path) -> None:
 def test_a_classifier_with_several_outputs_is_no_reranker(tmp_path: Path) -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
-    config = BertConfig(
-        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, num_labels=3
-    )
+    shape: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    config = BertConfig(vocab_size=20, **shape)
+    config.num_labels = 3
     BertForSequenceClassification(config).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="it has 3 outputs, a reranker has 1"):
         load_reranker(tmp_path)
-
-
-def test_pairwise_terms_of_a_cross_encoder_need_no_pool() -> None:
-    assert not Duels().needs_pool and not Losses(terms=(Contrastive(in_batch=False), Pairwise())).needs_pool

@@ -164,7 +164,7 @@ def baseline(run: str, *, out: str, raw: bool = False, store: str | None = None)
         "config": {"run": source["name"], "train": training, "evaluation": evaluation},
         "data": source["data"],
         "systems": {
-            "student": {**system, "passages_per_s": speed, "size_mb": size, "description": f"learnt {labels}, {loss:.4g} loss"}
+            "student": {**system, "passages_per_s": speed, "size_mb": size, "description": f"learnt {labels}"}
         },
         "comparisons": [],
         "queries": values.num_rows,
@@ -308,7 +308,7 @@ def _texts(parts: Parts, wanted: list[int]) -> dict[int, str]:
 def trained(taken: Taken, rows: Rows) -> tuple[Any, float]:
     """The run's student of before after the library's own training on the CPU, and the mean training loss."""
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-    from sentence_transformers.losses import MarginMSELoss
+    from sentence_transformers.sentence_transformer.losses import MarginMSELoss
 
     layout = taken.layout
     sides = {name: ("query" if name == "query" else "document") for name in rows.columns}

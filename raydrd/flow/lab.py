@@ -111,10 +111,7 @@ def open_lab(cfg: Setting, store: Store) -> Lab:
     data = store.run(load, data=located_data(cfg.data))
     report_load(data)
     notes = list(data.metrics.get("notes", []))
-    if not table(data, "queries/test").rows:
-        raise InputError("data.test_split: there are no test queries; name a split that has judgements")
-    if any(one.scale == "fitted" for one in cfg.teachers()) and not table(data, "queries/dev").rows:
-        raise InputError("teacher.scale: fitted needs dev queries to be fitted to; name data.dev_split, or write a number")
+    check_tables(cfg, data)
 
     original_layout = wanted_layout(cfg.student, read_layout(student_source.where))
     start = store.run(adopt, "student before", source=student_source, layout=original_layout, layers=plain(cfg.student.layers))
@@ -131,6 +128,18 @@ def open_lab(cfg: Setting, store: Store) -> Lab:
         cfg=cfg, store=store, precision=precision, data=data, train_data=train_data, dev_data=dev_data, start=start,
         original=original, teachers=teachers, notes=notes,
     )  # fmt: skip
+
+
+def check_tables(cfg: Setting, data: Artifact) -> None:
+    """What can be refused once the collection is known.
+
+    Raises:
+        InputError: queries are missing that the config needs.
+    """
+    if not table(data, "queries/test").rows:
+        raise InputError("data.test_split: there are no test queries; name a split that has judgements")
+    if any(one.scale == "fitted" for one in cfg.teachers()) and not table(data, "queries/dev").rows:
+        raise InputError("teacher.scale: fitted needs dev queries to be fitted to; name data.dev_split, or write a number")
 
 
 def train_queries(cfg: Setting, store: Store, data: Artifact, notes: list[str]) -> Artifact:
