@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -242,8 +242,8 @@ def _another(lab: Lab, cfg: Any, store: Store) -> Lab:
     known = [member for one in wanted for member in (lab.teachers[one], *lab.teachers[one].members)]
     cfg.check_models(lab.start.metrics, {member.cfg: member.metrics for member in known})
     teachers = {one: lab.teachers[one] for one in wanted}
-    mine: dict[str, Any] = {"notes": list(lab.notes), "segments": [], "facts": [], "preflights": [], "scales": {}}
-    return replace(lab, cfg=cfg, store=store, teachers=teachers, **mine)
+    own = {one.name: one.default_factory() for one in fields(lab) if one.default_factory is not MISSING}  # what a run notes
+    return replace(lab, cfg=cfg, store=store, teachers=teachers, **{**own, "notes": list(lab.notes)})
 
 
 def _values(lab: Lab, student: Artifact, label: str) -> dict[str, NDArray[np.float64]]:

@@ -45,9 +45,9 @@ ABLATE_EPILOG = """examples:
   raydrd ablate configs/beir/adam.yaml data.path=path/to/scifact --only "dark examples"
 
 The effect of an idea is the whole recipe less the recipe without it, query by query on the test queries: above 0 the
-idea helps. Every row has the same updates and comes from the same store, so candidates and teacher scores are made
-once. p is of a paired randomisation test, with Holm's correction for all variants that were run. One seed leaves the
-luck of one training in every effect; --seeds 3 averages it out and shows how large it is.
+idea helps. Every row has the same updates (one that has not is marked !) and comes from the same store, so candidates
+and teacher scores are made once. p is of a paired randomisation test, with Holm's correction for all variants that were
+run. One seed leaves the luck of one training in every effect; --seeds 3 averages it out and shows how large it is.
 exit codes: 0 done, 1 a stage gave up, 2 something in the command or the config must be changed, or it has no variants."""
 
 

@@ -44,7 +44,8 @@ def _adam(toy_config: dict[str, Any]) -> dict[str, Any]:
         "lists": {"negatives": 7, "pool": 30, "ranking": "student"},
         "train": {**TRAIN, "max_steps": 3},
     }
-    values["dark"] = {"built": 5, "reinforced": 3, "noisy": 3}  # 6 of a kind are not built: two variants cannot be
+    # From 5 sources 6 reinforced negatives cannot be built: one variant cannot be run.
+    values["dark"] = {"built": 5, "reinforced": 3, "noisy": 3, "sources": 5, "reuse": 1}
     return values
 
 
@@ -152,7 +153,8 @@ def test_the_whole_row_is_the_run(home: Path, config: str, found: dict[str, Any]
     assert report["systems"]["student"]["nDCG@10"] == pytest.approx(found["rows"][1]["by_seed"]["nDCG@10"][0])
 
 
-def test_adam_with_variants_that_are_refused(
+@pytest.mark.usefixtures("found")
+def test_adam_with_a_variant_that_is_refused(
     home: Path, toy_config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = write_config(home / "adam.yaml", _adam(toy_config)), home / "adam"
@@ -163,20 +165,28 @@ def test_adam_with_variants_that_are_refused(
     noisy, reinforced = "dark examples: noisy positives only", "dark examples: reinforced negatives only"
     ran = ["dark examples: none", "self-paced: all queries at once"]
     assert list(rows) == ["student before", "all ideas", ran[0], noisy, reinforced, ran[1]]
-    assert "dark: value error, noisy=6 are kept of built=5; set built to 6 or more" in rows[noisy]["refusal"]
-    assert rows[noisy]["mean"] == {} and rows[noisy]["updates"] == [] and rows[reinforced]["refusal"] is not None
-    assert [e["without"] for e in found["effects"]] == ran
-    assert f"refused: {noisy}: config: dark: value error" in said and re.search(rf"{noisy} +refused", said)
+    why = "config: dark: value error, sources=5 negatives used reuse=1 times make 5 texts, fewer than built=6"
+    assert rows[reinforced]["refusal"].startswith(why)
+    assert rows[reinforced]["mean"] == {} and rows[reinforced]["updates"] == [] and rows[noisy]["refusal"] is None
+    assert [e["without"] for e in found["effects"]] == [ran[0], noisy, ran[1]]
+    assert f"refused: {reinforced}: {why}" in said and re.search(rf"{reinforced} +refused", said)
     assert "note: one seed: an effect holds the luck of one training too; add --seeds 3" in said
-    assert "ablation 3 of 5: dark examples: noisy positives only: refused" in said
-    assert "ablation 5 of 5: self-paced: all queries at once\n" in said
-    # A choice of dark examples that can be made needs texts of its own, and the teacher's word on them.
-    values = ["dark.reinforced=2", "dark.noisy=2"]
-    other = ablate(path, values, only=["Dark Examples: noisy positives only", ran[1]], out=str(out), store=str(home / "store"))
-    extra = {row["label"]: row["pairs"]["needed"] for row in other["rows"][2:]}
-    assert extra[noisy] > 0 and extra[ran[1]] == 0
-    assert other["notes"][1] == f"not run (--only): {ran[0]}, {reinforced}"
-    assert len(other["effects"]) == 2
+    assert f"ablation 4 of 5: {reinforced}: refused" in said and f"ablation 5 of 5: {ran[1]}\n" in said
+    # Other dark examples are other texts, which the teacher has not read; the others are taken from what it has.
+    extra = {label: row["pairs"] and row["pairs"]["needed"] for label, row in rows.items()}
+    assert extra[noisy] > 0 == extra[ran[0]] == extra[ran[1]]
+    needed = extra["all ideas"] + extra[noisy]
+    assert found["teacher_pairs"] == {"needed": needed, "made": needed - 12 * 30}  # the preflight lay in CL-DRD's store
+
+
+def test_only_some_ideas(home: Path, config: str, found: dict[str, Any]) -> None:
+    out, store = str(home / "some"), str(home / "store")
+    other = ablate(config, [], seeds=2, only=["Curriculum: Reversed"], out=out, store=store)
+    assert [row["label"] for row in other["rows"]] == ["student before", "all ideas", CURRICULUM[1]]
+    assert other["notes"] == [f"not run (--only): {CURRICULUM[0]}"]
+    (effect,) = other["effects"]
+    assert effect["p_holm"] == effect["p"] == found["effects"][1]["p"]  # one test, nothing to correct for
+    assert [one.label for one in ideas(read_config(config, []), ["curriculum"])] == CURRICULUM
 
 
 def test_a_variant_that_its_run_refuses_is_a_row(
@@ -204,7 +214,10 @@ def test_only_the_students_own_trainings_get_other_seeds(toy_config: dict[str, A
     train, taught = {**TRAIN, "max_steps": 3}, {"train": {**TRAIN, "max_steps": 2, "seed": 7}}
     bi_encoder = {"kind": "bi_encoder", "model": toy_config["student"]["model"], "train": taught}
     values |= {"recipe": "prod", "warm_up": [{"train": train}], "data_progressive": {"train": {**train, "seed": 50}}}
-    values["progress"] = [{"teacher": bi_encoder, "train": train, "lists": {"seed": 9}}, {"train": train}]
+    values["progress"] = [
+        {"teacher": bi_encoder, "train": train, "lists": {"negatives": 7, "pool": 30, "seed": 9}},
+        {"train": train},
+    ]
     cfg = read_config(write_config(tmp_path / "prod.yaml", values), [])
     other = reseeded(cfg, 3)
     assert [t.seed for t in other.trainings()] == [4683, 4683, 53]
@@ -213,8 +226,8 @@ def test_only_the_students_own_trainings_get_other_seeds(toy_config: dict[str, A
     assert reseeded(cfg, 0) == cfg and reseeded(other, -3) == cfg
 
 
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in ("cldrd", "margin_mse")])
-def test_the_examples_of_every_recipe_have_variants_that_can_be_run(recipe: str) -> None:
+@pytest.mark.parametrize("recipe", ["cldrd", "adam", "prod", "pairdistill", "md2pr"])
+def test_the_configs_of_every_recipe_have_variants_that_can_be_run(recipe: str) -> None:
     cfg = read_config(str(ROOT / "configs" / "beir" / f"{recipe}.yaml"), ["data.path=nowhere/scifact"])
     for one in ideas(cfg):
         assert one.refusal is None and one.changes, one.label
@@ -232,7 +245,7 @@ def test_list_runs_nothing(toy_config: dict[str, Any], tmp_path: Path, capsys: p
     assert not store.exists() and not (tmp_path / "runs").exists()
     assert main(["ablate", path, "--list", "--only", "dark examples"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and "refused: config: dark: value error, noisy=6 are kept of built=5" in lines[1]
+    assert len(lines) == 3 and "  refused: config: dark: value error, sources=5 negatives" in lines[2]
 
 
 @pytest.mark.parametrize(
@@ -313,7 +326,7 @@ def test_the_files_hold_what_was_found(found: dict[str, Any], tmp_path: Path) ->
     for row in found["rows"]:
         assert row["label"] in page.text and f"{row['mean']['nDCG@10']:.3f}" in page.text
     table = [line for line in (tmp_path / "ablation.md").read_text().splitlines() if line.startswith("|")]
-    assert len(table) == 2 + 4 and {line.count("|") for line in table} == {12}
+    assert len(table) == 2 + 4 and {line.count("|") for line in table} == {11}
     effect = found["effects"][0]
     assert f"{effect['difference']:+.3f} [{effect['low']:+.3f}, {effect['high']:+.3f}]" in table[4]
 
@@ -335,7 +348,7 @@ def test_the_terminal_is_aligned_ascii(found: dict[str, Any]) -> None:
 def _hostile(found: dict[str, Any]) -> dict[str, Any]:
     evil = json.loads(json.dumps(found).replace(CURRICULUM[1], "OTHER"))
     evil["rows"][3] |= {"label": EVIL, "updates": [10, 11]}
-    evil["effects"][1] |= {"without": EVIL, "difference": 0.5, "low": 0.4, "high": 0.6, "p_holm": 0.001}
+    evil["effects"][1] |= {"without": EVIL, "difference": 0.9, "low": 0.8, "high": 1.0, "p_holm": 0.001}
     evil["rows"].append({**evil["rows"][3], "label": "r", "refusal": EVIL, "mean": {}, "std": {}, "updates": [], "by_seed": {}})
     evil |= {"name": EVIL, "warnings": [EVIL], "notes": [EVIL]}
     evil["changes"][EVIL] = [EVIL]
@@ -349,12 +362,12 @@ def test_other_peoples_texts_are_escaped(found: dict[str, Any]) -> None:
     assert "<img" not in text and "</script>" not in text and not {"img", "script"} & set(page.tags)
     assert page.text.count("</script><img src=x onerror=alert(1)> a|b *c*") >= 6
     table = [line for line in ablation.markdown(evil).splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {12}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {11}
     assert "<img" not in ablation.markdown(evil).replace("\\<", "") and "\x1b" not in ablation.markdown(evil)
     said = ablation.terminal(evil)
     assert "\x1b" not in said and "10 / 11!" in said and "refused: r: </script>" in said and "WARNING: </script>" in said
-    assert "**+0.500 [+0.400, +0.600]**" in ablation.markdown(evil)
-    assert "is clearly better than 1 (</script>" in ablation.verdict(evil)
+    assert "**+0.900 [+0.800, +1.000]**" in ablation.markdown(evil)
+    assert re.search(r"clearly better than \d \(</script>", ablation.verdict(evil))
 
 
 def test_nothing_could_be_run(found: dict[str, Any]) -> None:
@@ -365,6 +378,6 @@ def test_nothing_could_be_run(found: dict[str, Any]) -> None:
 
 def test_as_a_job() -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "ablate.py"), "no.yaml"], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, str(ROOT / "jobs" / "ablate.py"), "--help"], capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.returncode == 2 and done.stderr.startswith("raydrd: no.yaml: no such file")
+    assert done.returncode == 0 and "Every row has the same updates" in done.stdout and "ablate [-h]" in done.stdout

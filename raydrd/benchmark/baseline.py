@@ -10,8 +10,10 @@ passages (the passages'). Dot products of the model's own output are compared, w
 The teacher's margins and the student's must live on one scale. raydrd compares `score_scale` times the student's scores
 with `teacher_scale` times the teacher's. Here the student's scores are plain, so the labels are the teacher's margins
 times teacher_scale / score_scale: the loss is the run's divided by score_scale squared and has the same minimum. With
-`--raw` the labels are the margins as the teacher gives them. A logit's margin of 10 is out of reach of two cosines, so
-that every negative is then pushed away as far as it goes: what happens to who does not think of the scale.
+`--raw` the labels are the margins as the teacher gives them, as one gets them without a thought of the scale. A margin
+of 10 between two logits is out of the reach of two cosines: every negative is then pushed away as far as it goes.
+
+A row needs as many negatives as every other. Lists with fewer scored passages than the longest are left out and counted.
 
 FOLDER has what `raydrd compare RUN FOLDER` reads: report.json and per_query.parquet, and the trained model in model/.
 """
@@ -23,7 +25,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -32,64 +33,23 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raydrd.benchmark.margins import Rows, Taken, take, training_rows
 from raydrd.errors import InputError
-from raydrd.layout import Layout
-from raydrd.lists import DARK, POSITIVE
 from raydrd.metrics import per_query
 from raydrd.naming import resolve
 from raydrd.parts import Parts
 from raydrd.progress import say
 from raydrd.provenance import provenance
 from raydrd.slices import traits
-from raydrd.stages.adopt import layout_of, model_folder
+from raydrd.stages.adopt import model_folder
 from raydrd.stages.load import table
 from raydrd.stages.search import QUERY_BLOCK, top_k
-from raydrd.stages.shards import parts_of
 from raydrd.statistics import bootstrap_interval
 from raydrd.storage import Folder
-from raydrd.store import MANIFEST, Artifact
 from raydrd.tables import CANDIDATES
-from raydrd.training.plan import TrainConfig
 
 RECIPE = "sentence-transformers"  # what a baseline's report says in the place of a recipe
-LIBRARIES = ("sentence-transformers", "datasets", "accelerate", "transformers", "torch")
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What a run's own Margin-MSE training read, and how it trained."""
-
-    report: dict[str, Any]
-    start: Artifact
-    data: Artifact
-    train_data: Artifact
-    lists: Artifact
-    config: TrainConfig
-    teacher_scale: float
-    score_scale: float
-
-    @property
-    def updates(self) -> int:
-        return self.config.steps(int(self.lists.metrics["rows"]))
-
-    @property
-    def warm_up(self) -> int:
-        """Updates of the warm-up, as `TrainConfig.rate` counts them."""
-        asked = self.config.warmup_steps
-        return min(round(self.config.warmup_ratio * self.updates) if asked is None else asked, self.updates - 1)
-
-    @property
-    def layout(self) -> Layout:
-        return layout_of(self.start)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What the library trains on: columns of texts, query first, and margins [rows, negatives]."""
-
-    columns: dict[str, list[str]]
-    margins: list[list[float]]
-    left_out: int  # lists that are shorter than the others: the library wants as many negatives in every row
+LIBRARIES = ("sentence-transformers", "datasets", "accelerate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,70 +84,44 @@ def baseline(run: str, *, out: str, raw: bool = False, store: str | None = None)
     """
     began = time.monotonic()
     _check_library()
-    folder, home = resolve(run)[0], Folder.of(out)
+    (folder, system), home = resolve(run), Folder.of(out)
+    if system != "student":
+        raise InputError(f"{run}: a system of a run; write the run folder alone")
     taken = take(folder, store=store)
     _check_free(home, run=folder)
     factor = 1.0 if raw else taken.teacher_scale / taken.score_scale
     rows = training_rows(taken, factor=factor)
-    say(f"baseline: {len(rows.margins):,} lists of {len(rows.columns) - 1} passages, {rows.left_out:,} left out (shorter)")
+    say(f"baseline: {len(rows.margins):,} lists of {len(rows.columns) - 1} passages, {rows.left_out:,} shorter ones left out")
     model, loss = trained(taken, rows)
     evaluation = taken.report["config"]["evaluation"]
     queries, corpus = table(taken.data, "queries/test"), table(taken.data, "corpus")
     found, speed = searched(model, queries, corpus, k=int(evaluation["depth"]))
     values = per_query(found, queries.slice(0, queries.rows), metrics=tuple(evaluation["metrics"]))
-    with tempfile.TemporaryDirectory() as scratch:
-        model.save_pretrained(scratch, create_model_card=False)
-        size = sum(p.stat().st_size for p in Path(scratch).rglob("*.safetensors")) / 1e6
-        home.delete_file("report.json")
-        (home / "model").delete()
-        (home / "model").upload(Path(scratch))
-    home.write_table("per_query.parquet", _by_query(values, queries, corpus))
-    training = {
-        "learning_rate": taken.config.learning_rate,
-        "train_batch_size": taken.config.train_batch_size,
-        "max_steps": taken.updates,
-        "warmup_steps": taken.warm_up,
-        "seed": taken.config.seed,
-        "label_factor": factor,
-        "raw": raw,
-    }
     labels = "the teacher's margins as they are" if raw else f"the teacher's margins times {factor:.4g}"
-    system = _system(values, samples=int(evaluation["samples"]), seed=int(evaluation["seed"]))
-    source = taken.report
     report = {
         "name": home.uri.rstrip("/").rpartition("/")[2],
         "recipe": RECIPE,
         "method": f"MarginMSELoss of sentence-transformers {metadata.version('sentence-transformers')} on {labels}",
         "created": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "command": " ".join(["python", "jobs/baseline.py", run, "--out", out, *(["--raw"] if raw else [])]),
-        "seconds": round(time.monotonic() - began, 1),
-        "config": {"run": source["name"], "train": training, "evaluation": evaluation},
-        "data": source["data"],
-        "systems": {
-            "student": {**system, "passages_per_s": speed, "size_mb": size, "description": f"learnt {labels}"}
-        },
+        "config": {"run": taken.report["name"], "train": _training(taken), "label_factor": factor, "evaluation": evaluation},
+        "data": taken.report["data"],
+        "systems": {"student": {**_system(values, evaluation), "passages_per_s": speed, "description": f"learnt {labels}"}},
         "comparisons": [],
         "queries": values.num_rows,
         "stages": [],
         "curve": {"loss": [], "dev": [], "segments": []},
         "preflight": [],
-        "facts": [
-            {"label": "baseline", "values": {"lists": len(rows.margins), "left out": rows.left_out, "mean loss": loss}}
-        ],
+        "facts": [{"label": "margins", "values": {"lists": len(rows.margins), "left out": rows.left_out, "mean loss": loss}}],
         "examples": [],
-        "provenance": {
-            **provenance(),
-            "libraries": {name: metadata.version(name) for name in LIBRARIES},
-            "seed": taken.config.seed,
-            "precision": "fp32",
-            "data_digest": source["provenance"]["data_digest"],
-            "student": f"{taken.start.stage}/{taken.start.id}",
-            "teacher": source["provenance"]["teacher"],
-            "lists": f"{taken.lists.stage}/{taken.lists.id}",
-        },
-        "store": store or source["store"],
-        "artifacts": {"data": source["artifacts"]["data"]},
+        "provenance": _provenance(taken),
+        "store": store or taken.report["store"],
+        "artifacts": {"data": taken.report["artifacts"]["data"]},
     }
+    home.delete_file("report.json")
+    report["systems"]["student"]["size_mb"] = _keep(model, home / "model")
+    home.write_table("per_query.parquet", _by_query(values, queries, corpus))
+    report["seconds"] = round(time.monotonic() - began, 1)
     home.write_json("report.json", report)  # last: a run folder with a report is whole
     return report
 
@@ -210,99 +144,7 @@ def _check_free(home: Folder, *, run: Folder) -> None:
         raise InputError(f"--out {home}: what is in it is no baseline and would be lost; name another folder")
 
 
-# -- what the run read ------------------------------------------------------------------------------
-
-
-def take(run: Folder, *, store: str | None = None) -> Taken:
-    """What the Margin-MSE training of a run read, found through the identities in its store.
-
-    Raises:
-        InputError: the run is of another recipe, its store is not there, or its training has no counterpart here.
-    """
-    report = run.read_json("report.json")
-    if report.get("recipe") != "margin_mse":
-        raise InputError(f"{run}: a run of {report.get('recipe')}; name a run of margin_mse, whose loss the library has")
-    root = Folder.of(store or report["store"])
-    made = [_opened(root, f"train/{record['id']}") for record in report["stages"] if record["name"] == "train"]
-    # A warm-up on labels is a `train` stage too.
-    found = [one for one in made if _margins(one) is not None]
-    if not found:
-        raise InputError(f"{run}: no stage of it learnt margins; run its command again")
-    inputs = found[-1].manifest["inputs"]
-    margins, config = _margins(found[-1]), TrainConfig.model_validate(inputs["config"]["fields"])
-    assert margins is not None
-    if config.train_group_size is not None:
-        raise InputError(f"{run}: train.train_group_size: the library reads whole lists; name a run without it")
-    lists = _opened(root, inputs["lists"]["artifact"])
-    return Taken(
-        report=report,
-        start=_opened(root, inputs["start"]["artifact"]),
-        data=_opened(root, report["artifacts"]["data"]),
-        train_data=_opened(root, lists.manifest["inputs"]["data"]["artifact"]),
-        lists=lists,
-        config=config,
-        teacher_scale=float(margins["teacher_scale"]),
-        score_scale=float(inputs["objective"]["fields"]["score_scale"]),
-    )
-
-
-def _margins(made: Artifact) -> dict[str, Any] | None:
-    """The fields of a training's MarginMSE term; None where it learnt something else."""
-    terms = made.manifest["inputs"]["objective"]["fields"]["terms"]
-    return next((term["fields"] for term in terms if term["component"] == "MarginMSE"), None)
-
-
-def _opened(root: Folder, name: str) -> Artifact:
-    stage, _, id_ = name.partition("/")
-    home = root / stage / id_
-    try:
-        return Artifact(id=id_, stage=stage, home=home, manifest=home.read_json(MANIFEST))
-    except FileNotFoundError:
-        raise InputError(f"{root}: no {name} here; name the run's store with --store, or run its command again") from None
-
-
 # -- training ---------------------------------------------------------------------------------------
-
-
-def places(flags: Sequence[int], teacher: Sequence[float]) -> list[int]:
-    """Places of a list that Margin-MSE reads, its positive first; none where the positive's score is unknown.
-
-    As `objectives.MarginMSE` with `positive: either`: the first judged positive, or without one the teacher's best;
-    the others are all passages with a known score that were not written for the query.
-    """
-    known = [n for n, (flag, score) in enumerate(zip(flags, teacher, strict=True)) if not np.isnan(score) and not flag & DARK]
-    gold = [n for n, flag in enumerate(flags) if flag & POSITIVE]
-    if not known or (gold and gold[0] not in known):
-        return []
-    first = gold[0] if gold else max(known, key=lambda n: (teacher[n], -n))
-    return [first, *(n for n in known if n != first)]
-
-
-def training_rows(taken: Taken, *, factor: float) -> Rows:
-    """All training lists as the library's rows; labels are the teacher's margins times `factor`.
-
-    Raises:
-        InputError: no list has a negative.
-    """
-    lists = [one for _, part in parts_of(taken.lists).each() for one in part.to_pylist()]
-    chosen = [places(one["flags"], one["teacher_scores"]) for one in lists]
-    width = max((len(found) for found in chosen), default=0)
-    if width < 2:
-        raise InputError("no training list has a positive and a negative with teacher scores; there is nothing to learn")
-    kept = [(one, found) for one, found in zip(lists, chosen, strict=True) if len(found) == width]
-    queries = _texts(table(taken.train_data, "queries/train"), [one["query_row"] for one, _ in kept])
-    passages = _texts(table(taken.data, "corpus"), [one["doc_rows"][n] for one, found in kept for n in found])
-    names = ["positive", *(f"negative_{n}" for n in range(1, width))]
-    columns = {"query": [queries[one["query_row"]] for one, _ in kept]}
-    columns |= {name: [passages[one["doc_rows"][found[n]]] for one, found in kept] for n, name in enumerate(names)}
-    scores = [[one["teacher_scores"][n] for n in found] for one, found in kept]
-    margins = [[(own[0] - other) * factor for other in own[1:]] for own in scores]
-    return Rows(columns=columns, margins=margins, left_out=len(lists) - len(kept))
-
-
-def _texts(parts: Parts, wanted: list[int]) -> dict[int, str]:
-    rows = np.unique(np.array(wanted, dtype=np.int64))
-    return dict(zip(rows.tolist(), parts.take(rows, ["text"])["text"].to_pylist(), strict=True))
 
 
 def trained(taken: Taken, rows: Rows) -> tuple[Any, float]:
@@ -371,8 +213,42 @@ def _by_query(values: pa.Table, queries: Parts, corpus: Parts) -> pa.Table:
     return pa.table(columns)
 
 
-def _system(values: pa.Table, *, samples: int, seed: int) -> dict[str, Any]:
+def _system(values: pa.Table, evaluation: dict[str, Any]) -> dict[str, Any]:
     """Means and intervals, as in a run's report."""
     numbers = {metric: values[metric].to_numpy() for metric in values.column_names if metric != "query_row"}
-    intervals = {metric: list(bootstrap_interval(v, seed=seed, samples=samples)) for metric, v in numbers.items()}
+    draw = {"seed": int(evaluation["seed"]), "samples": int(evaluation["samples"])}
+    intervals = {metric: list(bootstrap_interval(v, **draw)) for metric, v in numbers.items()}
     return {**{metric: float(np.mean(v)) for metric, v in numbers.items()}, "intervals": intervals}
+
+
+def _training(taken: Taken) -> dict[str, Any]:
+    return {
+        "learning_rate": taken.config.learning_rate,
+        "train_batch_size": taken.config.train_batch_size,
+        "max_steps": taken.updates,
+        "warmup_steps": taken.warm_up,
+        "seed": taken.config.seed,
+    }
+
+
+def _provenance(taken: Taken) -> dict[str, Any]:
+    source, made = taken.report["provenance"], provenance()
+    return {
+        **made,
+        "versions": {**made["versions"], **{name: metadata.version(name) for name in LIBRARIES}},
+        "seed": taken.config.seed,
+        "precision": "fp32",
+        "data_digest": source["data_digest"],
+        "student": f"{taken.start.stage}/{taken.start.id}",
+        "teacher": source["teacher"],
+        "lists": f"{taken.lists.stage}/{taken.lists.id}",
+    }
+
+
+def _keep(model: Any, where: Folder) -> float:
+    """Write the trained model in the place of an earlier one; the size of its weights in MB."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save_pretrained(scratch, create_model_card=False)
+        where.delete()
+        where.upload(Path(scratch))
+        return sum(path.stat().st_size for path in Path(scratch).rglob("*.safetensors")) / 1e6

@@ -77,8 +77,10 @@ def variants(cfg: Config) -> dict[str, Config]:
     if cfg.dark is not None:
         found["dark examples: none"] = cfg.model_copy(update={"dark": None, "pacing": None})
         if cfg.dark.reinforced and cfg.dark.noisy:
-            positives = cfg.dark.model_copy(update={"reinforced": 0, "noisy": cfg.dark.reinforced + cfg.dark.noisy})
-            negatives = cfg.dark.model_copy(update={"noisy": 0, "reinforced": cfg.dark.reinforced + cfg.dark.noisy})
+            both = cfg.dark.reinforced + cfg.dark.noisy  # as many dark examples, all of one kind
+            built = max(cfg.dark.built, both)
+            positives = cfg.dark.model_copy(update={"reinforced": 0, "noisy": both, "built": built})
+            negatives = cfg.dark.model_copy(update={"noisy": 0, "reinforced": both, "built": built})
             found["dark examples: noisy positives only"] = cfg.model_copy(update={"dark": positives})
             found["dark examples: reinforced negatives only"] = cfg.model_copy(update={"dark": negatives})
     if cfg.pacing is not None and cfg.dark is not None:
