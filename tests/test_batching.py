@@ -137,9 +137,8 @@ def test_both_passages_of_a_duel_survive_any_length() -> None:
     for max_len in (overhead, overhead + 3, 16, 21, 64):
         room = max_len - overhead
         for sizes in ((2, 40, 40), (2, 3, 60), (40, 40, 40), (40, 1, 2), (40, 0, 0), (0, 50, 3), (5, 7, 6)):
-            made = special.duel(
-                *(word_ids(tokenizer, w, n) for w, n in zip(("wave", "oven", "moon"), sizes, strict=True)), max_len
-            )
+            q, a, b = (word_ids(tokenizer, w, n) for w, n in zip(("wave", "oven", "moon"), sizes, strict=True))
+            made = special.duel(q, a, b, max_len)
             ids = made.ids.tolist()
             kept = [ids.count(token) for token in (wave, oven, moon)]
             assert len(ids) == min(sum(sizes), room) + overhead <= max_len  # no room is wasted
@@ -153,7 +152,7 @@ def test_both_passages_of_a_duel_survive_any_length() -> None:
             # The end of each text is cut, their order is kept, and the separators are all there.
             assert ids == [special.single_template.runs[0][0], *[wave] * kept[0], 3, *[oven] * kept[1], 3, *[moon] * kept[2], 3]
     with pytest.raises(ValueError, match="3 tokens has no room for 4 special tokens"):
-        special.duel(*(word_ids(tokenizer, "wave", 1) for _ in range(3)), 3)
+        special.duel(q, a, b, 3)
 
 
 def test_longest_first_is_the_tokenizers_rule_for_every_length() -> None:

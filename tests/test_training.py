@@ -175,7 +175,8 @@ def gradients(
         words = Words(
             job.words, model=model, special=texts.special, layout=layout, tokens=readers, precision="fp32", device=CPU
         )
-        named["projection"] = words.projection.weight  # type: ignore[union-attr]
+        assert words.projection is not None
+        named["projection"] = words.projection.weight
     torch.manual_seed(seed)
     numbers, comm = np.arange(job.config.train_batch_size), comm or Alone()
     mine = np.array_split(numbers, comm.world)[comm.rank]

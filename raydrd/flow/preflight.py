@@ -67,7 +67,8 @@ def preflight(lab: Lab, teacher: Teacher, score: Scoring) -> None:
     found |= _conclusion(lab, teacher.name, values, *_scores(scored, data))
     if fitted:
         lab.scales[teacher.cfg], why = fitted_scale(found["temperature"])
-        found["scale"] = "; ".join(filter(None, [found["scale"], why])) or None
+        answered = why is None and "temperature" in (found["scale"] or "")  # too flat a softmax is what fitting mends
+        found["scale"] = None if answered else "; ".join(filter(None, [found["scale"], why])) or None
     lab.preflights.append(found)
     for line in (f"preflight: {found['verdict']}", *([f"preflight: {found['scale']}"] if found["scale"] else [])):
         say(line)

@@ -84,6 +84,11 @@ def _refuse(cfg: Config, step: Step, where: str) -> None:
         raise InputError(
             f"{where}: train_group_size draws passages anew each epoch, pairs need them to stay; remove one of them"
         )
+    gated = all(term.kind in ("distil", "contrastive") for term in step.terms) and step.words is None
+    if step.pacing is not None and step.pacing.scope == "all" and not gated:
+        raise InputError(
+            f"{where}: pacing.scope: all gates distil and contrastive only; write scope: dark, or drop the other terms"
+        )
     if any(isinstance(term, Distil) and term.over == "global" for term in step.terms):
         raise InputError(f"{where}: over: global compares with a bi-encoder's vectors; only recipe prod offers it")
 
