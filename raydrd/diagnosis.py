@@ -160,7 +160,9 @@ def fit_temperature(scores: Sequence[ArrayLike], positives: Sequence[ArrayLike])
         return float(masses.mean()) - mean_lag / t
 
     grid = np.linspace(*_LOG_T, _GRID)
-    best_place = int(np.argmin([loss(float(point)) for point in grid]))
+    losses = np.array([loss(float(point)) for point in grid])
+    # A teacher that separates all positives has no loss at any low T: rounding must not choose one of them.
+    best_place = int(np.flatnonzero(losses <= losses.min() + 1e-12)[0])
     left, end = float(grid[max(0, best_place - 1)]), float(grid[min(_GRID - 1, best_place + 1)])
     found = _golden_section(loss, left, end)
     return math.exp(min((found, float(grid[best_place])), key=loss))

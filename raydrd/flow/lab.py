@@ -36,6 +36,7 @@ class Lab:
     preflights: list[dict[str, Any]] = field(default_factory=list)
     scales: dict[Any, float] = field(default_factory=dict)
     deeper: dict[str, Artifact] = field(default_factory=dict)  # scored candidates' id -> all that was found
+    blended: dict[str, list[Artifact]] = field(default_factory=dict)  # an ensemble's scores' id -> its members' scores
     dry: bool = False  # a plan: stages are named, none is run, and there are no numbers to read
 
     @property

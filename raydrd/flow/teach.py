@@ -109,16 +109,16 @@ def teach(
     """Candidates of table `name` with the teacher's scores.
 
     corpora: the collections whose passages, one after the other, the candidates' rows count (default the corpus).
-    reference: for an ensemble, the candidates whose scores standardise those of `candidates`.
+    reference: for an ensemble, what it scored before: the members' scores there standardise those of `candidates`.
     """
     corpora = corpora or [lab.data]
     what = name.removeprefix("queries/") + (f", {label}" if label not in ("", "student") else "")
     if teacher.members:
         members = [teach(lab, m, candidates, data, name, corpora=corpora, label=label) for m in teacher.members]
-        bases = None
-        if reference is not None:
-            bases = [teach(lab, m, reference, data, name, corpora=corpora[:1], label=label) for m in teacher.members]
-        return lab.store.run(blend, f"blend {what}", members=members, references=bases)
+        bases = lab.blended[reference.id] if reference is not None else None
+        blended = lab.store.run(blend, f"blend {what}", members=members, references=bases)
+        lab.blended[blended.id] = members
+        return blended
     if teacher.model is None:
         raise InputError("teacher.kind: ready-made scores cannot score anything else; name a model")
     model, short = teacher.model, teacher.name.rpartition("/")[2]

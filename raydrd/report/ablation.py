@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raydrd.report import summary, versus
+from raydrd.report.template import template
 from raydrd.report.versus import ALPHA, aligned, is_clear, p_text
 from raydrd.storage import Folder
 
@@ -180,7 +181,7 @@ def _effect_cells(effect: Mapping[str, Any] | None) -> list[str]:
 
 def render(found: Mapping[str, Any]) -> str:
     """The page as text: one file, nothing fetched, everything escaped (Jinja2 autoescape)."""
-    return versus.template("ablation.html").render(
+    return template("ablation.html").render(
         found=found,
         verdict=verdict(found),
         pairs_line=pairs_line(found),

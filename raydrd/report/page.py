@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
-import jinja2
 import yaml
 
 from raydrd.report import curve, method, summary
+from raydrd.report.template import template
 from raydrd.storage import Folder
 
 _TEXT = 300  # characters of a passage that are shown
@@ -115,11 +114,9 @@ def _yaml(value: Any) -> str:
 def render(report: Mapping[str, Any]) -> str:
     """The page as text. Parts the report lacks are left out; numbers that are null show as a dash."""
     names = summary.metrics(report)
-    template = resources.files("raydrd.report").joinpath("page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     learning = report.get("curve") or {}
     stages_told, told = method.counted(report)
-    return environment.from_string(template).render(
+    return template("page.html").render(
         name=report.get("name") or "run",
         recipe=report.get("recipe"),
         method=report.get("method"),

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
-
-import jinja2
 
 from raydrd.report import summary
 from raydrd.report.page import excerpt
+from raydrd.report.template import template
 
 ALPHA = 0.05  # a difference is called clear when p, after Holm's correction, is below this
 _ACROSS = 3  # metrics side by side on a terminal: with intervals they fill 70 columns
@@ -239,15 +237,6 @@ def _caption(found: Mapping[str, Any]) -> str:
 
 
 # -- the page ---------------------------------------------------------------------------------------
-
-
-def template(name: str) -> jinja2.Template:
-    """A page of this folder: everything is escaped, a name it does not know is an error; it may import other files here."""
-    loader = jinja2.FunctionLoader(lambda file: resources.files("raydrd.report").joinpath(file).read_text(encoding="utf-8"))
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template(name)
 
 
 def render(found: Mapping[str, Any]) -> str:
