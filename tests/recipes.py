@@ -42,7 +42,9 @@ def settings(toy: Path, recipe: str, **fields: Any) -> dict[str, Any]:
     return values | copy.deepcopy(fields)
 
 
-def run_toy(home: Path, values: dict[str, Any], *, changes: list[str] | None = None, store: Path | None = None) -> dict[str, Any]:
+def run_toy(
+    home: Path, values: dict[str, Any], *, changes: list[str] | None = None, store: Path | None = None
+) -> dict[str, Any]:
     """The report of a run, with `folder`, `store` and `config` beside it."""
     home.mkdir(parents=True, exist_ok=True)
     kept = store or home / "store"
@@ -140,7 +142,9 @@ def retriever(store: Store, made: Artifact) -> Artifact:
     """The model whose search found what this artifact was made of."""
     level = [made]
     while all(one.stage != "search" for one in level):
-        below = [v["artifact"] for one in level for v in one.manifest["inputs"].values() if isinstance(v, dict) and "artifact" in v]
+        below = [
+            v["artifact"] for one in level for v in one.manifest["inputs"].values() if isinstance(v, dict) and "artifact" in v
+        ]
         level = [store.find(*name.split("/")) for name in dict.fromkeys(below)]
     searched = next(one for one in level if one.stage == "search")
     return inputs(store, inputs(store, searched, "passages"), "model")

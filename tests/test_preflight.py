@@ -151,7 +151,9 @@ def gated(toy: Path) -> dict[str, Any]:
     return settings(toy, "mix", steps=turns, **SCALE)
 
 
-def test_a_stage_that_loses_on_dev_is_dropped(gated: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_that_loses_on_dev_is_dropped(
+    gated: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     report = run_toy(tmp_path, gated | {"keep": "best"})
     first, second, third = report["curve"]["segments"]
     assert [segment["dropped"] for segment in (first, second)] == [False, True]

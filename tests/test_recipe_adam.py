@@ -12,13 +12,14 @@ import pytest
 
 from raydrd.dark import band
 from raydrd.lists import DARK, POSITIVE
-from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of
 from tests.recipes import (
     LISTS,
     METRIC,
     SCALE,
     artifact,
+    artifact_of,
+    assert_negatives_are_unlabelled,
     fact,
     gain,
     journal,
@@ -76,41 +77,22 @@ def test_every_kept_example_is_of_moderate_relevance(report: dict[str, Any]) -> 
 def test_mined_negatives_are_no_labelled_positives(report: dict[str, Any]) -> None:
     lists = rows(artifact(report, f"lists of {LABEL}"))
     assert len(lists) == 24 and all(len(one["relevant"]) == 5 for one in lists)
-    for one in lists:
-        negatives = {d for d, flag in zip(one["doc_rows"], one["flags"], strict=True) if not flag & POSITIVE}
-        assert negatives and not negatives & set(one["relevant"])
-
-
-def test_dark_texts_are_what_the_recipes_say_and_carry_their_query(report: dict[str, Any]) -> None:
-    written = artifact(report, f"write dark examples ({LABEL})")
-    texts = table(written, "corpus")
-    ids = texts.slice(0, texts.rows)["doc_id"].to_pylist()
-    assert texts.rows == 24 * 2 * 6
-    for one in rows_of_table(written, "dark"):
-        recipes = [json.loads(recipe) for recipe in one["recipes"]]
-        for row, recipe in zip(one["doc_rows"], recipes, strict=True):
-            assert ids[row - 60].startswith(f"dark:q") and f":{recipe['kind']}:" in ids[row - 60]
-
-
-def rows_of_table(made_artifact: Any, name: str) -> list[dict[str, Any]]:
-    parts = table(made_artifact, name)
-    return list(parts.slice(0, parts.rows).to_pylist())
+    assert_negatives_are_unlabelled(lists)
 
 
 def test_nothing_after_training_knows_of_dark_passages(report: dict[str, Any]) -> None:
     """They are read by teacher and student in training; no vector, search, index or table of a result holds one."""
     store = open_store(report["store"])
     written = artifact(report, f"write dark examples ({LABEL})")
-    readers = {
-        name for name, one in journal(report, store) if f"write_dark/{written.id}" in json.dumps(one.manifest["inputs"])
-    }
+    readers = {name for name, one in journal(report, store) if f"write_dark/{written.id}" in json.dumps(one.manifest["inputs"])}
     assert readers == {"dark_candidates", "tokenize", "assemble"}
     tokens = next(
         one for name, one in journal(report, store) if name == "tokenize" and written.id in json.dumps(one.manifest["inputs"])
     )
-    assert {
-        name for name, one in journal(report, store) if f"tokenize/{tokens.id}" in json.dumps(one.manifest["inputs"])
-    } == {"score_pairs", "train"}
+    assert {name for name, one in journal(report, store) if f"tokenize/{tokens.id}" in json.dumps(one.manifest["inputs"])} == {
+        "score_pairs",
+        "train",
+    }
     for name, one in journal(report, store):
         if name == "embed":
             assert parts_of(one).rows <= 60
@@ -131,8 +113,7 @@ def test_rounds_mine_anew_from_the_corpus_and_unlabelled_queries_go_without(valu
     for record in searched:
         assert max(d for one in rows(lab.store.find("search", record.id)) for d in one["doc_rows"]) < 60
     for number in (1, 2):
-        record = next(r for r in lab.store.journal if r.label == f"lists of round {number}")
-        lists = rows(lab.store.find("assemble", record.id))
+        lists = rows(artifact_of(lab, f"lists of round {number}"))
         assert len(lists) == 34
         unlabelled = [one for one in lists if not one["relevant"]]
         assert len(unlabelled) == 10 and all(np.isnan(one["confidence"]) for one in unlabelled)

@@ -102,7 +102,12 @@ def test_unlabelled_positives_are_filtered_and_others_are_not(values: dict[str, 
         out = csv.writer(file, delimiter="\t", lineterminator="\n")
         out.writerow(("query-id", "corpus-id", "score"))
         out.writerows((query, next(iter(grades)), 1) for query, grades in world.qrels["train"].items())
-    changed = values | {"data": {"path": str(tmp_path / "data")}, "words": None, "rounds": [steps(2)], "lists": {**LISTS, "negatives": 20}}
+    changed = values | {
+        "data": {"path": str(tmp_path / "data")},
+        "words": None,
+        "rounds": [steps(2)],
+        "lists": {**LISTS, "negatives": 20},
+    }
     _, lab = run_recipe(changed, tmp_path / "store")
     docs, queries = sorted(world.passages), [row["query_id"] for row in table_rows(lab.data, "queries/train")]
     suspects = others = 0

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from raydrd.errors import InputError
 from raydrd.lists import DARK, POSITIVE, SUSPECT
 from tests.recipes import (
     LISTS,
@@ -118,16 +119,13 @@ def test_thresholds_of_another_kind_are_not_carried_on(values: dict[str, Any], t
     assert found[0] is None and found[1] is not None and found[2] < found[1]  # a lower quantile, smoothed
 
 
-def test_lists_that_drop_every_query_are_said_so(values: dict[str, Any], capsys: Any, tmp_path: Path) -> None:
-    from raydrd.errors import InputError
-
+def test_lists_that_drop_every_query_are_said_so(values: dict[str, Any], tmp_path: Path) -> None:
     nothing = {"kind": "confusing", "student_from": 60, "student_to": 60}
     with pytest.raises(InputError, match="step 1: its list rule drops every train query; loosen it"):
         run_recipe(values | {"steps": [{"lists": nothing, "terms": [LISTWISE], "train": steps(1)}], "pairwise": None}, tmp_path)
 
 
 ONE = {"lists": {"kind": "sampled", **LISTS}, "train": steps(1)}
-CROSS = {"kind": "cross_encoder"}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +134,11 @@ CROSS = {"kind": "cross_encoder"}
         ({"terms": [{"kind": "pairwise"}], "pairs": PAIRS}, {"pairwise": None}, "steps.0: a pairwise term needs pairs and"),
         ({"terms": [{"kind": "pairwise"}]}, {}, "steps.0: a pairwise term needs pairs and"),
         ({"terms": [LISTWISE], "pairs": PAIRS}, {}, "steps.0: pairs are compared but no term reads them"),
-        ({"terms": [{"kind": "contrastive"}], "dark": {}}, {}, "steps.0: dark examples are read by {kind: distil} over the list"),
+        (
+            {"terms": [{"kind": "contrastive"}], "dark": {}},
+            {},
+            "steps.0: dark examples are read by {kind: distil} over the list",
+        ),
         ({"terms": [{"kind": "distil", "over": "batch"}], "dark": {}}, {}, "steps.0: dark examples are read by {kind: distil}"),
         ({"terms": [{"kind": "distil", "over": "global"}]}, {}, "steps.0: over: global compares with a bi-encoder's vectors"),
         ({"terms": [LISTWISE]}, {"candidates": {"sources": ["teacher"]}}, "candidates.sources: only a bi_encoder teacher can"),
@@ -179,9 +181,7 @@ def test_parts_that_do_not_go_together_are_refused(
 def test_models_that_do_not_fit_are_refused(
     values: dict[str, Any], toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: dict[str, Any], message: str
 ) -> None:
-    changed = values | {
-        name: {**one, "model": str(toy / one["model"])} for name, one in more.items() if one != "teacher"
-    }
+    changed = values | {name: {**one, "model": str(toy / one["model"])} for name, one in more.items() if one != "teacher"}
     if more.get("pairwise") == "teacher":
         changed["pairwise"] = changed["teacher"]
     assert message in refusal(capsys, tmp_path, changed)

@@ -19,6 +19,7 @@ from tests.recipes import (
     gain,
     made,
     open_store,
+    open_toy,
     retriever,
     rows,
     run_again,
@@ -69,8 +70,6 @@ def test_pointwise_scores_are_kept_from_round_to_round(values: dict[str, Any], r
     assert (first.metrics["pairs"], first.metrics["taken"]) == (24 * 25, 0)
     assert 0 < second.metrics["pairs"] < 24 * 25 and second.metrics["pairs"] + second.metrics["taken"] == 24 * 25
     # The same as if all were scored anew.
-    from tests.recipes import open_toy
-
     _, lab = open_toy(values, Path(report["store"]))
     anew = teach(lab, lab.teacher, artifact(report, "search train (round 2)"), lab.train_data, "queries/train", label="anew")
     assert anew.id != second.id and anew.metrics["taken"] == 0
@@ -87,7 +86,9 @@ def test_neighbours_are_compared_and_found_again_in_their_lists(report: dict[str
         lists = rows(artifact(report, f"lists of round {number}"))
         assert len(scored) == len(compared) == len(lists) == 24
         for candidates, pairs, made_list in zip(scored, compared, lists, strict=True):
-            by_teacher = sorted(zip(candidates["teacher_scores"], candidates["doc_rows"], strict=True), key=lambda c: (-c[0], c[1]))
+            by_teacher = sorted(
+                zip(candidates["teacher_scores"], candidates["doc_rows"], strict=True), key=lambda c: (-c[0], c[1])
+            )
             rank = {doc: at for at, (_, doc) in enumerate(by_teacher)}
             asked = list(zip(pairs["left"], pairs["right"], strict=True))
             assert len(asked) == len(set(asked)) == PAIRS["pairs"] <= available(PAIRS["top_k"], PAIRS["window"])

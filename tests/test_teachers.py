@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from raydrd.answers import AnswerModel, pointwise_scores
 from raydrd.errors import InputError
@@ -200,8 +201,6 @@ def test_a_language_model_teaches_by_points_and_by_pairs(toy: Path, kept: Path, 
         "query": [row["text"] for row in table_rows(lab.data, "queries/train")],
         "passage": [row["text"] for row in table_rows(lab.data, "corpus")],
     }
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def ids(text: str) -> Any:

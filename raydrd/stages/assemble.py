@@ -193,9 +193,12 @@ class Anchorer:
         lists = self.lists.folder.read_table(shard["name"])
         docs = lists["doc_rows"].combine_chunks()
         counts = docs.value_lengths().to_numpy(zero_copy_only=False)
-        q = self.queries.take(np.repeat(lists["query_row"].to_numpy(), counts))
-        p = self.passages.take(docs.flatten().to_numpy())
-        scores = np.einsum("nd,nd->n", q, p).astype(np.float32)
+        query_rows, doc_rows = np.repeat(lists["query_row"].to_numpy(), counts), docs.flatten().to_numpy()
+        scores = np.empty(len(doc_rows), dtype=np.float32)
+        for lo in range(0, len(doc_rows), 16_384):  # bounds the copies of vectors
+            block = slice(lo, lo + 16_384)
+            q, p = self.queries.take(query_rows[block]), self.passages.take(doc_rows[block])
+            scores[block] = np.einsum("nd,nd->n", q, p)
         offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
         column = pa.ListArray.from_arrays(offsets, pa.array(scores))
         self.out.write_table(

@@ -103,7 +103,7 @@ class Duellist:
 
         log_p = self._log_p(query, a, b)
         # Position bias is told even when it is not paid for: on every eighth query's pairs.
-        asked = slice(None) if self.symmetrize else np.repeat(np.arange(len(counts)) % 8 == 0, counts)
+        asked = slice(None) if self.symmetrize else np.repeat(np.arange(shard["lo"], shard["hi"]) % 8 == 0, counts)
         back = self._log_p(query[asked], b[asked], a[asked])
         both, off = symmetrized(log_p[asked], back)
         p = both if self.symmetrize else np.exp(log_p)
