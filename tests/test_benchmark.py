@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from raydrd.benchmark.arithmetic import Cost, Rounds, alternate, counting, peak
-from raydrd.benchmark.inputs import Texts, candidates, pair_rows
+from raydrd.benchmark.inputs import Texts, pair_rows
 from raydrd.benchmark.main import main
 from raydrd.benchmark.pool import ACTORS, PLAIN, START, on_ray, shards_of
 from raydrd.benchmark.sides import closeness
 from raydrd.encoders import load_tower
 from raydrd.layout import read_layout
-from raydrd.stages.score import flat
 from raydrd.storage import Folder
 
 
@@ -75,14 +74,10 @@ def test_closeness_of_equal_and_of_turned_vectors() -> None:
     assert closeness(turned, vectors)["bf16 top-10 overlap"] < 1.0
 
 
-def test_pairs_survive_the_candidates_table(tmp_path: Path) -> None:
+def test_no_pair_is_drawn_twice() -> None:
     query_rows, passage_rows = pair_rows(3, 40, 25)
     assert len(query_rows) == len(passage_rows) == 25
     assert len(set(zip(query_rows.tolist(), passage_rows.tolist(), strict=True))) == 25
-    pool = candidates(query_rows, passage_rows, Folder.of(tmp_path))
-    found = flat(pool.slice(0, pool.rows))
-    np.testing.assert_array_equal(found[0], query_rows)
-    np.testing.assert_array_equal(found[1], passage_rows)
 
 
 def test_the_warm_up_shard_is_not_counted_twice() -> None:

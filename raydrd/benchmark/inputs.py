@@ -17,7 +17,7 @@ from raydrd.layout import Layout
 from raydrd.parts import Parts, part_name
 from raydrd.stages.tokenize import Tokenizer
 from raydrd.storage import Folder
-from raydrd.tables import CANDIDATES, CORPUS
+from raydrd.tables import CORPUS
 
 PASSAGES_PER_QUERY = 10
 SEED = 0
@@ -90,18 +90,6 @@ def pair_rows(queries: int, passages: int, pairs: int) -> tuple[NDArray[np.int64
     query_rows = np.repeat(np.arange(needed) % queries, each)[:pairs]
     passage_rows = np.concatenate([rng.choice(passages, each, replace=False) for _ in range(needed)])[:pairs]
     return query_rows, passage_rows
-
-
-def candidates(query_rows: NDArray[np.int64], passage_rows: NDArray[np.int64], out: Folder) -> Parts:
-    """The same pairs as a candidates table: one row a run of equal queries."""
-    starts = np.flatnonzero(np.r_[True, np.diff(query_rows) != 0])
-    offsets = pa.array(np.r_[starts, len(query_rows)].astype(np.int32))
-    lists = pa.ListArray.from_arrays(offsets, pa.array(passage_rows, pa.int64()))
-    scores = pa.ListArray.from_arrays(offsets, pa.array(np.zeros(len(passage_rows), np.float32)))
-    rows = pa.table([pa.array(query_rows[starts], pa.int64()), lists, scores], schema=CANDIDATES)
-    name = _name(rows.num_rows, "parquet")
-    out.write_table(name, rows)
-    return Parts.of(out, [name])
 
 
 def cross_encoder(encoder: Path, out: Path) -> Path:
