@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from raydrd.dark import Dark, choose
+from raydrd.dark import Dark, band, choose
 from raydrd.filters import Filter, suspects
 from raydrd.lists import DARK, POSITIVE, SUSPECT, TrainingList
 from raydrd.pacing import Confidence, confidence
@@ -58,25 +58,37 @@ def mark_suspects(made: TrainingList, bar: Threshold) -> TrainingList:
     return replace(made, flags=flags)
 
 
+def _around(made: TrainingList) -> tuple[float, NDArray[np.float32]] | None:
+    """Teacher scores that a list's band lies between: the positive's, and all negatives'. None where one is missing."""
+    place = positive_place(made)
+    negative = ((made.flags & POSITIVE) == 0) & ~np.isnan(made.teacher_scores)
+    if place is None or not negative.any():
+        return None
+    return float(made.teacher_scores[place]), made.teacher_scores[negative]
+
+
+def in_band(made: TrainingList, rule: Dark, scores: NDArray[np.float32]) -> int:
+    """How many built examples have a teacher score inside the band of this list (as it was before they joined)."""
+    found = _around(made)
+    if found is None:
+        return 0
+    low, high = band(found[0], float(found[1].max()), rule.band_margin)
+    return int(((low < scores.astype(np.float64)) & (scores.astype(np.float64) < high)).sum())
+
+
 def add_dark(
     made: TrainingList, rule: Dark, *, rows: NDArray[np.int64], scores: NDArray[np.float32], kinds: Sequence[str]
 ) -> TrainingList:
     """The list with its dark examples (those of `rows` that `rule` chooses by teacher score) at the end.
 
-    With `join: replace` as many of the last negatives leave. A query without a labelled positive that the teacher
-    scored gets none.
+    With `join: replace` as many of the last negatives leave, and leave for good: while pacing does not admit a query,
+    its list is read without its dark examples and without those negatives too. A query without a labelled positive that
+    the teacher scored gets none.
     """
-    place = positive_place(made)
-    negative = ((made.flags & POSITIVE) == 0) & ~np.isnan(made.teacher_scores)
-    if place is None or not negative.any() or not len(rows):
+    found = _around(made)
+    if found is None or not len(rows):
         return made
-    picked = choose(
-        rule,
-        positive_score=float(made.teacher_scores[place]),
-        negative_scores=made.teacher_scores[negative],
-        scores=scores,
-        kinds=kinds,
-    )
+    picked = choose(rule, positive_score=found[0], negative_scores=found[1], scores=scores, kinds=kinds)
     kept = np.ones(len(made), dtype=bool)
     if rule.join == "replace" and picked:
         leaving = np.flatnonzero((made.flags & POSITIVE) == 0)[1:][-len(picked) :]  # at least one negative stays

@@ -151,10 +151,12 @@ def pointwise_scores(logits_N2: Floats) -> Floats:
     return logits_N2[:, 0] - logits_N2[:, 1]
 
 
-def pairwise_log_p(logits_N2: Floats) -> Floats:
-    """log P(a before b) [N] = z_positive - logsumexp(z_positive, z_negative) (PairDistill, duoT5)."""
-    gap_N = logits_N2[:, 1].astype(np.float64) - logits_N2[:, 0]
-    return (-np.logaddexp(0.0, gap_N)).astype(np.float32)
+def pairwise_log_p(log_odds_N: ArrayLike) -> NDArray[np.float64]:
+    """log P(a before b) [N] from its log-odds: `pointwise_scores` of a prompted teacher, or a cross-encoder's logit.
+
+    The same as z_positive - logsumexp(z_positive, z_negative) (PairDistill, duoT5).
+    """
+    return -np.logaddexp(0.0, -np.asarray(log_odds_N, dtype=np.float64))
 
 
 def symmetrized(log_p_ij: ArrayLike, log_p_ji: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

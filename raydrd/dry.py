@@ -30,8 +30,8 @@ MANY = 10**9  # rows of every table: more than any `queries.labelled` or `recove
 
 # What flow and recipes read of a result to go on; none of these numbers is shown.
 _PLACEHOLDERS: dict[str, Any] = {
-    "rows": 1, "passages": MANY, "made": 0, "labelled": 0, "suspects": 0, "negatives": 0, "dark": 0, "pairs": 0,
-    "against": 0.0, "inconsistency": 0.0, "means": {},
+    "rows": 1, "passages": MANY, "made": 0, "labelled": 0, "suspects": 0, "negatives": 0, "dark": 0, "in_band": 0,
+    "pairs": 0, "against": 0.0, "inconsistency": 0.0, "means": {},
 }  # fmt: skip
 _ASIDE = {"sample dev": "dev", "sample preflight": "preflight"}
 

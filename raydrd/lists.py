@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from raydrd.config import Frozen
 
@@ -197,8 +197,8 @@ class Confusing(Frozen):
     """PROD's data progressive rule (methods: MARCO and NQ presets): queries the teacher answers and the student does not.
 
     MARCO (`rule: within`): the first positive's rank is student_from..student_to for the student and at most
-    `teacher_to` for the teacher. NQ (`rule: better`): the teacher ranks it better than the student, and at
-    most `teacher_to`. Both ranks are over the student's own list, so a query whose positives the student did
+    `teacher_to` (1) for the teacher. NQ (`rule: better`): the teacher ranks it better than the student, and at
+    most `teacher_to` (15). Both ranks are over the student's own list, so a query whose positives the student did
     not find is never kept. The list: the first positive, then the student's first `negatives` non-positives in
     their order: the passages that beat the positive, then filler.
     """
@@ -207,11 +207,17 @@ class Confusing(Frozen):
     rule: Literal["within", "better"] = "within"
     student_from: int = Field(2, ge=1)
     student_to: int = Field(15, ge=1)
-    teacher_to: int = Field(1, ge=1)
+    teacher_to: int | None = Field(None, ge=1, validate_default=True, description="none: 1 for within, 15 for better")
     negatives: int = Field(15, ge=1)
+
+    @field_validator("teacher_to")
+    @classmethod
+    def _preset(cls, value: int | None, info: ValidationInfo) -> int | None:
+        return value if value is not None else {"within": 1, "better": 15}.get(info.data.get("rule", ""))
 
     def keeps(self, student: int | None, teacher: int | None) -> bool:
         """Whether a query with these ranks (None: absent) is kept."""
+        assert self.teacher_to is not None  # set by the preset
         if student is None or teacher is None or teacher > self.teacher_to:
             return False
         if self.rule == "better":

@@ -44,11 +44,6 @@ def lambda_mrr(scores_QN: Tensor, labels_QN: Tensor, mask_QN: Tensor | None = No
     return (weights_QUN * softplus(gaps_QUN)).sum(), float(pairs_QUN.sum())
 
 
-def pair_count(labels_QN: Tensor, mask_QN: Tensor | None = None) -> float:
-    """The `count` of `lambda_mrr` without scores: ordered pairs y_i > y_j over all queries."""
-    return float(_ordered_pairs(labels_QN, _mask(labels_QN, mask_QN))[1].sum())
-
-
 def listwise_kl(
     scores_QN: Tensor,
     teacher_QN: Tensor,

@@ -212,10 +212,9 @@ class Distil(Frozen):
             mask_QN &= ~batch.flagged(SUSPECT)
         if self.over == "batch":
             return self._batch(view, target_QN, mask_QN)
-        base_QN = mask_QN & ~batch.flagged(DARK)
         if view.gate_Q is None or view.scope != "dark":
-            with_dark = mask_QN if view.gate_Q is None or view.scope in ("distil", "all") else base_QN
-            return self._kl(view.scores_QN, target_QN, with_dark, weights_Q=view.distilled())
+            return self._kl(view.scores_QN, target_QN, mask_QN, weights_Q=view.distilled())
+        base_QN = mask_QN & ~batch.flagged(DARK)
         dark, count = self._kl(view.scores_QN, target_QN, mask_QN, weights_Q=view.gate_Q)
         plain, _ = self._kl(view.scores_QN, target_QN, base_QN, weights_Q=1 - view.gate_Q)
         return dark + plain, count

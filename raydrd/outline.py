@@ -31,7 +31,7 @@ def depth_of(inputs: dict[str, Any]) -> int | None:
     rule = inputs.get("rule")
     if isinstance(rule, Dark):
         return rule.built * ((rule.reinforced > 0) + (rule.noisy > 0))
-    lists = [one for key in ("candidates", "scored", "members", "dark") for one in artifacts_in(inputs.get(key))]
+    lists = [one for key in ("candidates", "scored", "members") for one in artifacts_in(inputs.get(key))]
     return lists[0].metrics["depth"] if lists else None
 
 

@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from raydrd.config import Frozen
+from raydrd.config import Frozen, Resources
+from raydrd.errors import InputError
 
 Confidence = Literal["softmax", "margin", "entropy"]
 
@@ -31,14 +32,18 @@ class SelfPaced(Frozen):
 
     `mode`: `quantile` admits a confidence of at least delta(u), the (1 - rho(u))-quantile over the training queries;
     `threshold` the constant `threshold`, at any u; `batch_topk` the surest rho(u) of each batch, which is coarse for
-    small batches (the number is rounded); `soft` weighs queries below delta(u) by confidence / delta(u).
+    small batches (the number is rounded) and needs them whole, in one worker and one piece; `soft` weighs queries below
+    delta(u) by confidence / delta(u).
 
     `scope`, what an ungated query (weight 0) goes without: `dark`: it is distilled on its list without dark
     examples; `distil`: it has no distillation term, its contrastive term stays; `all`: it has no loss at all.
     """
 
     confidence: Confidence = Field("softmax", description="how sure the teacher is of the labelled positive")
-    mode: Literal["quantile", "threshold", "batch_topk", "soft"] = Field("quantile", description="how the gate decides")
+    mode: Literal["quantile", "threshold", "batch_topk", "soft"] = Field(
+        "quantile",
+        description="how the gate decides; batch_topk only with one training worker and no per_device_train_batch_size",
+    )
     rho0: float = Field(0.3, ge=0, le=1, description="share of queries admitted at the start")
     rho1: float = Field(0.9, gt=0, le=1, description="share admitted at the end")
     gamma: float = Field(0.6, gt=0, le=1, description="part of the training after which rho1 is reached")
@@ -54,6 +59,25 @@ class SelfPaced(Frozen):
         if self.mode == "soft" and self.confidence == "margin":
             raise ValueError("mode=soft divides confidences and margins may be negative; write confidence softmax or entropy")
         return self
+
+
+def check_batches(rule: SelfPaced | None, resources: Resources, *, where: str) -> None:
+    """`batch_topk` ranks the queries of what a worker sees at once; `resources` must not decide what that is.
+
+    Resources are no part of an identity: students of another cut of the batch would pass for the same one.
+
+    Args:
+        where: the rule's path in the config.
+
+    Raises:
+        InputError: mode batch_topk with several workers, or with batches learnt in pieces.
+    """
+    cut = resources.train_workers > 1 or resources.per_device_train_batch_size is not None
+    if rule is not None and rule.mode == "batch_topk" and cut:
+        raise InputError(
+            f"{where}.mode: batch_topk needs the whole batch at once, resources cut it; write mode: quantile, or "
+            "resources.train_workers=1 and resources.per_device_train_batch_size=null"
+        )
 
 
 def confidence(kind: Confidence, teacher_scores: ArrayLike, positive: int) -> float:

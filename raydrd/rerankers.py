@@ -32,16 +32,15 @@ class CrossEncoder(nn.Module):
         return [self.body]
 
 
-def load_reranker(path: Path, *, attention: str | None = None) -> CrossEncoder:
+def load_reranker(path: Path) -> CrossEncoder:
     """A cross-encoder folder, float32, in eval mode.
 
     Raises:
         InputError: it has not exactly one output.
     """
     quiet_transformers()
-    more = {"attn_implementation": attention} if attention else {}
     body = AutoModelForSequenceClassification.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False, **more
+        path, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
     )
     if body.config.num_labels != 1:
         raise InputError(f"teacher: it has {body.config.num_labels} outputs, a reranker has 1; choose another model")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from raydrd.config import Frozen, Resources
 from raydrd.data.spec import Data
@@ -13,6 +13,12 @@ from raydrd.lists import TopAndSampled
 from raydrd.prompts import Prompt, prompt_of
 from raydrd.stages.adopt import Model, Student
 from raydrd.training.plan import TrainConfig
+
+
+def _refuse_unscored(lists: TopAndSampled) -> None:
+    """Lists made before any teacher has scored: ranks can only be the retriever's, positives only labelled."""
+    if lists.ranking != "student" or lists.unlabelled:
+        raise ValueError("lists: no teacher has scored yet; write ranking: student and unlabelled: false")
 
 
 class TeacherTraining(Frozen):
@@ -25,6 +31,11 @@ class TeacherTraining(Frozen):
     lists: TopAndSampled = TopAndSampled(negatives=15, pool=100, ranking="student", unlabelled=False)
     train: TrainConfig
     score_scale: float = Field(20.0, gt=0, description="of a bi-encoder's scores; 1 for unnormalised vectors")
+
+    @model_validator(mode="after")
+    def _from_labels(self) -> Self:
+        _refuse_unscored(self.lists)
+        return self
 
 
 Scale = float | Literal["fitted"]
@@ -61,7 +72,7 @@ class PromptedTeacher(Frozen):
     model: str
     revision: str | None = None
     prompt: str | Prompt = Field(description="monot5, duot5, yes_no, a_or_b, .._chat, or template, positive, negative")
-    max_length: int = Field(512, ge=8)
+    max_length: int = Field(512, ge=8, description="tokens of a whole prompt; a text is never more than 512 of them")
     scale: Scale = Field(1.0, description=_SCALE)
 
     @property
@@ -115,6 +126,11 @@ class WarmUp(Frozen):
     lists: TopAndSampled = TopAndSampled(negatives=1, pool=30, ranking="student", unlabelled=False)
     train: TrainConfig
     score_scale: float = Field(1.0, gt=0, description="20 for unit vectors")
+
+    @model_validator(mode="after")
+    def _from_labels(self) -> Self:
+        _refuse_unscored(self.lists)
+        return self
 
 
 class Recover(Frozen):
@@ -185,9 +201,20 @@ class Setting(Frozen):
         """The student's training stages, in order."""
         raise NotImplementedError(f"recipe {self.recipe} does not say how its student is trained")
 
+    def scores_anew(self) -> str:
+        """What of this config a teacher must score that ready-made scores cannot hold; empty: nothing."""
+        return ""
+
     def pair_teachers(self) -> tuple[Any, ...]:
         """Teachers that compare two passages."""
         return ()
+
+    def check_parts(self) -> None:
+        """What the recipe's own fields tell to be impossible, before anything is read.
+
+        Raises:
+            InputError: one line: where, what does not go together, and what to write instead.
+        """
 
     def check_models(self, student: dict[str, Any], teachers: dict[Any, dict[str, Any]]) -> None:
         """What only the models themselves can tell to be impossible; their metrics by config.

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from raydrd import dry
 from raydrd.cluster import Cluster
 from raydrd.config import Resources, validate
 from raydrd.flow.lab import Lab, open_lab
@@ -102,6 +103,17 @@ def run_recipe(values: dict[str, Any], store: Path) -> tuple[Artifact, Lab]:
     """The student a recipe ends with, and the lab: a run without evaluation on test, or a run folder."""
     cfg, lab = open_toy(values, store)
     return RECIPES[cfg.recipe].run(cfg, lab), lab
+
+
+def dry_run(cfg: Any) -> tuple[dict[str, str], Lab]:
+    """Identities by label of what a recipe would make (the first of a name), and the lab: nothing is read or run."""
+    store = dry.DryStore(Folder("dry-run"), Cluster(cfg.resources))
+    lab = dry.open_lab(cfg, store)
+    RECIPES[cfg.recipe].run(cfg, lab)
+    found: dict[str, str] = {}
+    for one, made in zip(store.planned, store._seen.values(), strict=True):
+        found.setdefault(one.label, made.id)
+    return found, lab
 
 
 def digest(made: Artifact) -> dict[str, str]:

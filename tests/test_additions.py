@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raydrd.additions import Threshold, add_dark, mark_suspects, positive_place, resolve, sureness
+from raydrd.additions import Threshold, add_dark, in_band, mark_suspects, positive_place, resolve, sureness
 from raydrd.dark import Dark
 from raydrd.errors import InputError
 from raydrd.filters import Filter
@@ -181,6 +181,17 @@ def test_dark_examples_may_replace_as_many_of_the_last_negatives() -> None:
     assert short.doc_rows.tolist() == [10, 11, 100, 101, 102]
     joined = written(one, rule.model_copy(update={"join": "join"}), scores)
     assert joined.doc_rows.tolist() == [*range(10, 16), 100, 101, 102]
+
+
+def test_examples_in_the_band_are_counted_kept_or_not() -> None:
+    scores = np.array([2.5, 5.7, -1.5, -1.9, 9.0, 0.1], dtype=np.float32)
+    one = made([6.0, -2.0, -3.0])  # band (-1.6, 5.6)
+    assert in_band(one, Dark(reinforced=1, noisy=1), scores) == 3
+    assert len(written(one, Dark(reinforced=1, noisy=1), scores.tolist())) == 3 + 2
+    assert in_band(one, Dark(band_margin=0.0), np.array([6.0, -2.0, 5.9], dtype=np.float32)) == 1  # the ends lie outside
+    assert in_band(made([-2.0, 6.0]), Dark(), scores) == 0  # an empty band
+    assert in_band(made([6.0, -2.0], [0, 0]), Dark(), scores) == 0  # no label
+    assert in_band(one, Dark(), scores[:0]) == 0
 
 
 def test_without_the_band_the_first_of_each_kind_are_kept() -> None:

@@ -479,8 +479,8 @@ def test_a_decoder_without_a_start_is_refused(folders: dict[str, Path], tmp_path
 
 def test_the_vectors_of_the_reference() -> None:
     logits = np.array([[2.5, 0.3], [0.3, 2.5]], dtype=np.float32)
-    log_p = pairwise_log_p(logits)
-    assert log_p.dtype == np.float32
+    log_p = pairwise_log_p(pointwise_scores(logits))
+    assert log_p.dtype == np.float64
     assert log_p[0] == pytest.approx(-0.1050833, abs=1e-6)
     assert math.exp(log_p[0]) == pytest.approx(0.9002495, abs=1e-6)
     np.testing.assert_allclose(pointwise_scores(logits), [2.2, -2.2], atol=1e-6)
@@ -491,14 +491,14 @@ def test_the_vectors_of_the_reference() -> None:
 def test_sure_teachers_stay_finite() -> None:
     logits = np.array([[900.0, -900.0], [-900.0, 900.0]], dtype=np.float32)
     assert pointwise_scores(logits).tolist() == [1800, -1800]
-    assert pairwise_log_p(logits).tolist() == [0, -1800]
-    p, inconsistency = symmetrized(*pairwise_log_p(logits))
+    assert pairwise_log_p(pointwise_scores(logits)).tolist() == [0, -1800]
+    p, inconsistency = symmetrized(*pairwise_log_p(pointwise_scores(logits)))
     assert (float(p), float(inconsistency)) == (1.0, 0.0)
 
 
 def test_swapping_the_documents_gives_one_minus_p_to_the_last_bit() -> None:
     logits = np.random.default_rng(0).normal(scale=4, size=(2, 5000, 2)).astype(np.float32)
-    ij, ji = (pairwise_log_p(part) for part in logits)
+    ij, ji = (pairwise_log_p(pointwise_scores(part)) for part in logits)
     p, inconsistency = symmetrized(ij, ji)
     swapped, again = symmetrized(ji, ij)
     assert np.array_equal(swapped, 1 - p) and np.array_equal(p, 1 - swapped)

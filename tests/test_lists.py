@@ -254,7 +254,7 @@ def test_a_positive_that_no_search_found_has_a_teacher_rank_and_no_student_rank(
 
 # -- PROD: confusing queries (section 3.6) ----------------------------------------------------------
 
-MARCO, NQ = Confusing(), Confusing(rule="better", teacher_to=15)
+MARCO, NQ = Confusing(), Confusing(rule="better")
 
 
 def confused(student: int | None, teacher: int | None, *, size: int = 200) -> Row:
@@ -303,6 +303,14 @@ def test_which_queries_are_confusing(student: int | None, teacher: int | None, m
             assert made.labels.tolist() == [1.0] + [0.0] * 15
             assert made.flags.tolist() == [POSITIVE] + [0] * 15
             assert not np.isnan(made.teacher_scores).any()
+
+
+def test_the_presets_of_the_authors_and_what_is_given() -> None:
+    assert (MARCO.teacher_to, NQ.teacher_to) == (1, 15)
+    assert Confusing(rule="within", teacher_to=1) == MARCO and Confusing(rule="better", teacher_to=15) == NQ
+    assert [Confusing(rule=rule, teacher_to=3).teacher_to for rule in ("within", "better")] == [3, 3]
+    assert Confusing.model_validate({"rule": "better", "teacher_to": None}) == NQ
+    assert Confusing.model_validate(NQ.model_dump()) == NQ
 
 
 def test_the_negatives_of_the_reference() -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from raydrd.config import validate
+from raydrd.config import Resources, validate
 from raydrd.errors import InputError
-from raydrd.pacing import SelfPaced, confidence, delta, gate, share
+from raydrd.pacing import SelfPaced, check_batches, confidence, delta, gate, share
 
 CONFIDENCES = [0.05, 0.12, 0.31, 0.40, 0.52, 0.63, 0.71, 0.80, 0.93, 0.99]
 STEPS = [0, 150, 300, 450, 600, 1000]
@@ -95,6 +95,20 @@ def test_top_of_the_batch() -> None:
     assert gate(rule, values, torch.empty(0), 1.0).tolist() == [1, 1, 0, 1, 1, 1]  # 0.9 of 5 is 4.5: five
     assert gate(rule, torch.tensor([NAN, NAN]), torch.empty(0), 1.0).tolist() == [0, 0]
     assert gate(rule, torch.empty(0), torch.empty(0), 1.0).shape == (0,)
+
+
+@pytest.mark.parametrize("cut", [{"train_workers": 2}, {"per_device_train_batch_size": 4}])
+def test_the_top_of_the_batch_needs_whole_batches(cut: dict[str, Any]) -> None:
+    values = torch.tensor([0.9, 0.8, 0.2, 0.1])
+    rule = SelfPaced(mode="batch_topk", rho0=0.5)
+    halves = [gate(rule, half, torch.empty(0), 0.0).tolist() for half in (values[:2], values[2:])]
+    assert gate(rule, values, torch.empty(0), 0.0).tolist() == [1, 1, 0, 0] != halves[0] + halves[1]
+    with pytest.raises(InputError, match="^steps.1.pacing.mode: batch_topk needs the whole batch at once"):
+        check_batches(rule, Resources(**cut), where="steps.1.pacing")
+    for fine in (Resources(), Resources(train_workers=0)):
+        check_batches(rule, fine, where="pacing")
+    for other in (None, SelfPaced(), SelfPaced(mode="soft")):
+        check_batches(other, Resources(**cut), where="pacing")
 
 
 def test_soft_weights() -> None:

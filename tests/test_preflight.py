@@ -178,3 +178,45 @@ def test_a_last_stage_that_is_dropped_leaves_the_student_of_before(gated: dict[s
     student, lab = run_recipe(shorter, kept)
     assert student.id == artifact_of(lab, "train step 1").id and lab.segments[-1]["dropped"]
     assert lab.segments[-1]["dev_kept"] == lab.segments[0]["dev_after"]
+
+
+def test_a_pairwise_teacher_is_tried_on_labelled_pairs(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = {
+        "pairwise": {"kind": "cross_encoder", "model": str(toy / "reranker"), "max_length": 64},
+        "pairs": {"top_k": 10, "window": 3, "pairs": 4},
+        "lists": {"size": 10},
+        "rounds": [steps(2)],
+        "loss": SCALE,
+    }
+    values = settings(toy, "pairdistill", **pairs)
+    report = run_toy(tmp_path, values | {"preflight": "warn"})
+    tried = report["preflight"][-1]
+    assert tried["metric"] == "pairs right" and tried["teacher"].endswith("reranker")
+    (row,) = tried["rows"]
+    assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
+    assert tried["ok"] == (row["value"] > 0.5)
+    # A random model: whichever way it leans, stop obeys the same verdict.
+    config = write_config(tmp_path / "stop.yaml", values | {"preflight": "stop"})
+    code = main(["run", config, "--out", str(tmp_path / "again"), "--store", str(tmp_path / "store2")])
+    assert code == (0 if tried["ok"] else 2)
+    assert ("it has nothing to teach" in capsys.readouterr().err) == (not tried["ok"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keep": "best", "data": {"dev_split": None}}, "keep: best chooses by dev queries"),
+        ({"warm_up": [{"lists": {"negatives": 1, "pool": 5}, "train": steps(1)}]}, "no teacher has scored yet"),
+        ({"queries": {"labelled": 5}, "data": {"run": "runs.tsv"}}, "queries.labelled: data.run and data.scores"),
+        ({"teacher": {"kind": "scores"}, "data": {"scores": "s.parquet"}, "dark": {"built": 4}}, "cannot score dark examples"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_any_model_runs(
+    values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    changed = {**values, **changes, "data": {**values["data"], **changes.get("data", {})}}
+    config = write_config(tmp_path / "refused.yaml", changed)
+    assert main(["run", config, "--out", str(tmp_path / "run"), "--store", str(tmp_path / "store")]) == 2
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err
+    assert not (tmp_path / "store" / "embed").exists()

@@ -59,6 +59,8 @@ def test_the_teachers_lists_hold_more_dark_knowledge(report: dict[str, Any]) -> 
     plain = fact(report, LABEL, "entropy of the teacher's list (nats)")
     assert fact(report, LABEL, "with dark examples") > plain + 0.1
     assert 24 < fact(report, LABEL, "kept") <= 24 * 6 < fact(report, LABEL, "dark examples built") <= 24 * 12
+    inside = fact(report, LABEL, "dark examples in the band")
+    assert fact(report, LABEL, "kept") <= inside <= fact(report, LABEL, "dark examples built")
 
 
 def test_every_kept_example_is_of_moderate_relevance(report: dict[str, Any]) -> None:
@@ -85,7 +87,7 @@ def test_nothing_after_training_knows_of_dark_passages(report: dict[str, Any]) -
     store = open_store(report["store"])
     written = artifact(report, f"write dark examples ({LABEL})")
     readers = {name for name, one in journal(report, store) if f"write_dark/{written.id}" in json.dumps(one.manifest["inputs"])}
-    assert readers == {"dark_candidates", "tokenize", "assemble"}
+    assert readers == {"score_pairs", "tokenize", "assemble"}
     tokens = next(
         one for name, one in journal(report, store) if name == "tokenize" and written.id in json.dumps(one.manifest["inputs"])
     )

@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from raydrd.config import validate
 from raydrd.errors import InputError
+from raydrd.flow.lab import check_setting
 from raydrd.lists import DARK, POSITIVE, SUSPECT
+from raydrd.recipes import RECIPES
 from tests.recipes import (
     LISTS,
     METRIC,
     SCALE,
     artifact,
     artifact_of,
+    dry_run,
     fact,
     gain,
     made,
@@ -26,10 +30,12 @@ from tests.recipes import (
     run_toy,
     settings,
     steps,
+    table_rows,
 )
 
 PAIRS = {"top_k": 10, "window": 3, "pairs": 4}
-LISTWISE = {"kind": "distil"}
+LISTWISE, CONTRASTIVE = {"kind": "distil"}, {"kind": "contrastive"}
+MARGINS = {"kind": "margin_mse", "weight": 0.01}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +55,7 @@ def values(toy: Path) -> dict[str, Any]:
         "mine": True,
         "lists": {"kind": "sampled", **LISTS},
         "filter": {"keep": 3},
-        "terms": [LISTWISE, {"kind": "distil", "source": "anchor"}, {"kind": "margin_mse", "weight": 0.01}],
+        "terms": [{**LISTWISE, "suspects": "mask"}, {"kind": "distil", "source": "anchor"}, MARGINS],
         "train": steps(8, 1.0e-3),
     }
     return settings(
@@ -111,18 +117,55 @@ def test_steps_share_candidates_until_one_mines(report: dict[str, Any]) -> None:
 
 def test_thresholds_of_another_kind_are_not_carried_on(values: dict[str, Any], tmp_path: Path) -> None:
     own = {"mode": "per_query", "margin": 1.0, "keep": 3}
-    base = {"lists": {"kind": "sampled", **LISTS}, "terms": [LISTWISE], "train": steps(1)}
-    quantile = {"keep": 3, "r0": 1.0, "step": 0.4}
-    changed = [{**base, "filter": rule} for rule in (own, quantile, quantile)]
+    base = {"lists": {"kind": "sampled", **LISTS}, "terms": [LISTWISE, CONTRASTIVE], "train": steps(1)}
+    quantile = {"keep": 3, "r0": 1.0, "step": 0.3}
+    changed = [{**base, "filter": rule} for rule in (own, quantile, None, own, quantile)]
     _, lab = run_recipe(values | {"steps": changed, "pairwise": None}, tmp_path)
-    found = [artifact_of(lab, f"filter threshold (step {n})").metrics["theta"] for n in (1, 2, 3)]
-    assert found[0] is None and found[1] is not None and found[2] < found[1]  # a lower quantile, smoothed
+    found = [artifact_of(lab, f"filter threshold (step {n})") for n in (1, 2, 5)]
+    assert [one.metrics["theta"] is None for one in found] == [True, False, False]
+    # Steps without a quantile are no rounds: r0, then one step below it, smoothed.
+    assert [one.manifest["inputs"]["round"] for one in found] == [0, 0, 1]
+    teacher = artifact_of(lab, "score train, step 1 (teacher)")
+    best = {row["query_row"]: dict(zip(row["doc_rows"], row["teacher_scores"], strict=True)) for row in rows(teacher)}
+    judged = [row["doc_rows"] for row in table_rows(lab.data, "queries/train")]
+    scores = [best[query][doc] for query, docs in enumerate(judged) for doc in docs]
+    first, second = np.quantile(scores, [1.0, 0.7])
+    assert found[1].metrics["theta"] == pytest.approx(first)
+    assert found[2].metrics["theta"] == pytest.approx((first + second) / 2) and second < first
 
 
 def test_lists_that_drop_every_query_are_said_so(values: dict[str, Any], tmp_path: Path) -> None:
     nothing = {"kind": "confusing", "student_from": 60, "student_to": 60}
     with pytest.raises(InputError, match="step 1: its list rule drops every train query; loosen it"):
         run_recipe(values | {"steps": [{"lists": nothing, "terms": [LISTWISE], "train": steps(1)}], "pairwise": None}, tmp_path)
+
+
+def test_sources_without_the_student_are_told_where_a_step_mines(values: dict[str, Any]) -> None:
+    line = "candidates.sources has no student: rounds do not mine anew"
+    again = [{**ONE, "terms": [LISTWISE], "mine": mined} for mined in (False, True)]
+    for turns, sources, told in ((again, ["bm25"], [line]), (again, ["bm25", "student"], []), (again[:1], ["bm25"], [])):
+        changed = values | {"steps": turns, "candidates": {"sources": sources}}
+        _, lab = dry_run(validate(RECIPES["mix"].Config, changed, "toy"))
+        assert lab.notes == told
+
+
+def test_a_variant_drops_what_nothing_in_it_reads(values: dict[str, Any]) -> None:
+    cfg = validate(RECIPES["mix"].Config, values, "toy")
+    found = RECIPES["mix"].variants(cfg)
+    parts = {
+        label: [[getattr(s, n) is not None for n in ("dark", "pacing", "filter")] for s in one.steps]
+        for label, one in found.items()
+    }
+    everything, plain = [True, True, True], [False, False, True]
+    assert parts["dark examples: none"] == [[False, False, True], plain]
+    assert parts["self-paced: none"] == [[True, False, True], plain]
+    assert parts["ordered term: none" if "ordered term: none" in parts else "word level: none"] == [everything, plain]
+    for one in found.values():
+        check_setting(one)
+    contrasted = {**ONE, "terms": [CONTRASTIVE, {"kind": "ordered"}], "filter": {"keep": 3}, "pacing": {"scope": "all"}}
+    gone = RECIPES["mix"].variants(validate(RECIPES["mix"].Config, values | {"steps": [contrasted], "pairwise": None}, "toy"))
+    (step,) = gone["contrastive term: none"].steps
+    assert (step.filter, step.pacing) == (None, None)
 
 
 ONE = {"lists": {"kind": "sampled", **LISTS}, "train": steps(1)}
@@ -140,6 +183,16 @@ ONE = {"lists": {"kind": "sampled", **LISTS}, "train": steps(1)}
             "steps.0: dark examples are read by {kind: distil} over the list",
         ),
         ({"terms": [{"kind": "distil", "over": "batch"}], "dark": {}}, {}, "steps.0: dark examples are read by {kind: distil}"),
+        ({"terms": [LISTWISE], "filter": {}}, {}, "steps.0: the filter's marks are read by {kind: contrastive} with own neg"),
+        ({"terms": [{**CONTRASTIVE, "own_negatives": False}], "filter": {}}, {}, "steps.0: the filter's marks are read by"),
+        ({"terms": [LISTWISE], "pacing": {}}, {}, "steps.0: pacing.scope: dark gates dark examples, and there is none"),
+        ({"terms": [CONTRASTIVE], "pacing": {"scope": "distil"}}, {}, "steps.0: pacing.scope: distil gates a distil term, and"),
+        ({"terms": [{"kind": "ordered"}], "pacing": {"scope": "all"}}, {}, "steps.0: pacing.scope: all gates distil and"),
+        (
+            {"terms": [LISTWISE], "dark": {}, "pacing": {"mode": "batch_topk"}},
+            {"resources.train_workers": 2},
+            "steps.0.pacing.mode: batch_topk needs the whole batch at once",
+        ),
         ({"terms": [{"kind": "distil", "over": "global"}]}, {}, "steps.0: over: global compares with a bi-encoder's vectors"),
         ({"terms": [LISTWISE]}, {"candidates": {"sources": ["teacher"]}}, "candidates.sources: only a bi_encoder teacher can"),
         ({"terms": [LISTWISE]}, {"pairwise": "teacher"}, "pairwise: it is the teacher itself, which scores one passage"),

@@ -100,6 +100,7 @@ def test_neighbours_are_compared_and_found_again_in_their_lists(report: dict[str
             assert {(docs[a], docs[b]): p for a, b, p in places} == dict(zip(asked, pairs["probabilities"], strict=True))
             counted += len(places)
     assert counted == 2 * 24 * PAIRS["pairs"] == fact(report, "round 1", "pairs compared") * 2
+    assert counted == sum(fact(report, f"round {number}", "pairs kept in lists") for number in (1, 2))
 
 
 def test_the_report_tells_whether_pairs_say_more_than_points(report: dict[str, Any]) -> None:

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from raydrd.config import validate
+from raydrd.flow.lab import check_setting, open_lab
+from raydrd.recipes import prod
 from raydrd.stages.adopt import model_folder
 from tests.recipes import (
     METRIC,
@@ -17,6 +20,7 @@ from tests.recipes import (
     artifact_of,
     assert_negatives_are_unlabelled,
     digest,
+    dry_run,
     gain,
     inputs,
     made,
@@ -162,3 +166,91 @@ def test_mining_by_a_teacher_needs_a_bi_encoder(
 ) -> None:
     line = refusal(capsys, tmp_path, values | {"progress": values["progress"][1:]})
     assert line.startswith("progress: mined_by: teacher needs a bi_encoder")
+
+
+STRAIGHT = "progressive teachers: straight to the strongest"
+
+
+def test_without_weaker_teachers_the_same_bi_encoder_mines(
+    report: dict[str, Any], values: dict[str, Any], tmp_path: Path
+) -> None:
+    cfg = validate(prod.Config, values, "toy")
+    straight = prod.variants(cfg)[STRAIGHT]
+    assert straight.miner == cfg.progress[0].teacher and {step.teacher for step in straight.progress} == {None}
+    store = open_store(report["store"])
+    lab = open_lab(straight, store)
+    prod.run(straight, lab)
+    bi = artifact(report, f"train teacher {values['progress'][0]['teacher']['model']}")
+    trained = [record for record in store.journal if record.label.startswith("train teacher")]
+    assert [(one.id, one.reused) for one in trained] == [(bi.id, True)]  # on the same lists, though it teaches nothing here
+    label = labels(report)[1]
+    assert retriever(store, artifact_of(lab, f"lists of {label}")).id == bi.id
+    assert artifact_of(lab, f"lists of {label}").id != artifact(report, f"lists of {label}").id  # scored by the strongest
+
+
+def test_without_the_anchor_no_step_has_one(values: dict[str, Any]) -> None:
+    cfg = validate(prod.Config, values, "toy")
+    anchored = [label for label in dry_run(cfg)[0] if label.startswith("anchor scores")]
+    assert len(anchored) == 3
+    loose = prod.variants(cfg)["anchor: none"]
+    found, lab = dry_run(loose)
+    assert not [label for label in found if label.startswith("anchor scores")]
+    assert found[f"train {CONFUSING}"] != dry_run(cfg)[0][f"train {CONFUSING}"] and lab.segments[-1]["label"] == CONFUSING
+    only = validate(prod.Config, values | {"progress": values["progress"][:1]}, "toy")
+    assert prod.variants(only)["anchor: none"].data_progressive.anchor is False
+
+
+def test_a_miner_is_chosen_among_the_steps_unless_named(values: dict[str, Any]) -> None:
+    cfg = validate(prod.Config, values, "toy")
+    assert cfg.mining == cfg.progress[0].teacher and len(cfg.teachers()) == 3
+    other = {"kind": "bi_encoder", "model": "other"}
+    named = validate(prod.Config, values | {"miner": other}, "toy")
+    assert named.mining.model == "other" and named.mining in named.teachers() and len(named.teachers()) == 4
+    plain, changed = dry_run(cfg)[0], dry_run(named)[0]
+    same = {label for label in plain if plain[label] == changed.get(label)}
+    assert "search train (teacher 1)" in same and "search train (teacher 2)" in plain.keys() - same
+    # The config's own comes last if the last step has it, so that it does not mine for the others.
+    first = values | {"teacher": {"kind": "bi_encoder", "model": "strongest"}}
+    assert validate(prod.Config, first, "toy").mining == cfg.mining
+
+
+@pytest.mark.parametrize("case", ["no use", "untrained", "unmined", "sources", "warm-up"])
+def test_teachers_without_a_use_or_before_their_training_are_refused(
+    values: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path, case: str
+) -> None:
+    bi, small = (step["teacher"] for step in values["progress"][:2])
+    first, second, third = values["progress"]
+    trained = {**small, "model": values["teacher"]["model"], "train": {"train": steps(2)}}
+    changes, message = {
+        "no use": ({"teacher": trained, "progress": [first, second], "data_progressive": None}, "teacher: every step of progr"),
+        "untrained": (
+            {"progress": [{**first, "mined_by": "teacher"}, third]},
+            f"progress.0.mined_by: bi_encoder {bi['model']} would mine before its training, in step 1; write mined_by: student",
+        ),
+        "unmined": ({"progress": [first, third], "miner": bi}, "miner: no step is mined by it; write mined_by: teacher"),
+        "sources": (
+            {"teacher": bi, "candidates": {"sources": ["student", "teacher"]}},
+            f"candidates.sources: bi_encoder teacher {bi['model']} would search before its training; write [student]",
+        ),
+        "warm-up": (
+            {"teacher": bi, "warm_up": [{"sources": ["teacher"], "train": steps(1)}]},
+            "warm_up.0.sources: bi_encoder teacher",
+        ),
+    }[case]
+    assert refusal(capsys, tmp_path, values | changes).startswith(message)
+
+
+def test_a_trained_teacher_of_the_confusing_queries_only(values: dict[str, Any]) -> None:
+    large = {**values["progress"][1]["teacher"], "model": values["teacher"]["model"]}
+    cfg = validate(prod.Config, values | {"teacher": large, "progress": values["progress"][:2]}, "toy")
+    check_setting(cfg)
+    without = prod.variants(cfg)["data progressive: none"]
+    check_setting(without)  # the last step's teacher is the strongest then, and the other one is not opened
+    assert without.teacher == cfg.progress[-1].teacher and cfg.teacher not in without.teachers()
+
+
+def test_sources_without_the_student_are_told(values: dict[str, Any]) -> None:
+    line = "candidates.sources has no student: rounds do not mine anew"
+    for sources in (["bm25"], ["bm25", "student"]):
+        _, lab = dry_run(validate(prod.Config, values | {"candidates": {"sources": sources}}, "toy"))
+        assert lab.notes == ([line] if "student" not in sources else [])

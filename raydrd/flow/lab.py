@@ -37,6 +37,7 @@ class Lab:
     scales: dict[Any, float] = field(default_factory=dict)
     deeper: dict[str, Artifact] = field(default_factory=dict)  # scored candidates' id -> all that was found
     blended: dict[str, list[Artifact]] = field(default_factory=dict)  # an ensemble's scores' id -> its members' scores
+    student: Artifact | None = None  # as it is now: after the last stage that was kept
     dry: bool = False  # a plan: stages are named, none is run, and there are no numbers to read
 
     @property
@@ -56,15 +57,18 @@ def check_setting(cfg: Setting) -> None:
         InputError: parts that do not go together.
     """
     kinds = [member for teacher in cfg.teachers() for member in getattr(teacher, "members", (teacher,))]
-    if "run" in cfg.candidates.sources and not cfg.data.run:
-        raise InputError("candidates.sources: has run, but data.run names no run file; set data.run or remove it")
-    if "teacher" in cfg.candidates.sources and searcher(cfg) is None:
-        raise InputError("candidates.sources: only a bi_encoder teacher can search a corpus; write [student], [bm25] or both")
+    _check_sources(cfg, "candidates.sources", cfg.candidates.sources)
+    for number, warm in enumerate(cfg.warm_up):
+        _check_sources(cfg, f"warm_up.{number}.sources", warm.sources)
     ready = any(isinstance(one, ReadyScores) for one in kinds)
     if ready and not cfg.data.scores:
         raise InputError("teacher.kind: scores needs data.scores: a Parquet file with query_id, doc_id, score")
     if ready and cfg.queries.count:
         raise InputError("queries.count: queries made from the corpus have no ready-made scores; set queries.count=0")
+    if ready and cfg.scores_anew():
+        raise InputError(f"teacher.kind: ready-made scores cannot score {cfg.scores_anew()}; name a model as teacher")
+    if cfg.queries.labelled is not None and (cfg.data.run or cfg.data.scores):
+        raise InputError("queries.labelled: data.run and data.scores are for all train queries; set queries.labelled=null")
     if cfg.data.scores and not ready:
         raise InputError("data.scores: only teacher.kind: scores reads them; set it, or remove data.scores")
     if cfg.recover is not None and cfg.student.layers is None:
@@ -89,6 +93,22 @@ def check_setting(cfg: Setting) -> None:
     if ready and any(one.scale == "fitted" for one in kinds):
         raise InputError(
             "teacher.scale: fitted needs a teacher that can score dev queries; write a number for ready-made scores"
+        )
+    cfg.check_parts()
+
+
+def _check_sources(cfg: Setting, where: str, sources: tuple[str, ...]) -> None:
+    if "run" in sources and not cfg.data.run:
+        raise InputError(f"{where}: has run, but data.run names no run file; set data.run or remove it")
+    if "teacher" not in sources:
+        return
+    found = searcher(cfg)
+    if found is None:
+        raise InputError(f"{where}: only a bi_encoder teacher can search a corpus; write [student], [bm25] or both")
+    if found.train is not None:
+        raise InputError(
+            f"{where}: bi_encoder teacher {found.model} would search before its training; write [student], [bm25] or both, "
+            "or remove its train"
         )
 
 
@@ -141,6 +161,8 @@ def check_tables(cfg: Setting, data: Artifact) -> None:
         raise InputError("data.test_split: there are no test queries; name a split that has judgements")
     if any(one.scale == "fitted" for one in cfg.teachers()) and not table(data, "queries/dev").rows:
         raise InputError("teacher.scale: fitted needs dev queries to be fitted to; name data.dev_split, or write a number")
+    if cfg.keep == "best" and not table(data, "queries/dev").rows:
+        raise InputError("keep: best chooses by dev queries, and there are none; name data.dev_split, or write keep: last")
 
 
 def train_queries(cfg: Setting, store: Store, data: Artifact, notes: list[str]) -> Artifact:

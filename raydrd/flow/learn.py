@@ -51,7 +51,8 @@ def learn(lab: Lab, before: Artifact, label: str, make: Callable[[], Artifact]) 
             "dropped": dropped,
         }
     )
-    return before if dropped else after
+    lab.student = before if dropped else after
+    return lab.student
 
 
 def distil(

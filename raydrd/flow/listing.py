@@ -56,11 +56,10 @@ def listed(
         written = lab.store.run(
             write_dark, f"write dark examples ({label})", scored=scored, data=lab.train_data, corpus=lab.data, rule=dark
         )
-        candidates = lab.store.run(dark_candidates, f"dark candidates ({label})", dark=written)
         taught = teach(
             lab,
             teacher,
-            candidates,
+            dark_candidates(written),
             lab.train_data,
             "queries/train",
             corpora=[lab.data, written],
@@ -103,7 +102,8 @@ def listed(
     lists = lab.store.run(
         assemble, f"lists of {label}", scored=scored, data=lab.train_data, rule=rule, confidence=confidence, scale=scale, **more
     )
-    _tell(lab, label, lists, filtered=filter is not None, built=written.metrics["made"] if written else None)
+    built = written.metrics["made"] if written else None
+    _tell(lab, label, lists, paired=pairs is not None, filtered=filter is not None, built=built)
     if anchored is not None:
         passages = [vectors(lab.store, anchored, one, "corpus", lab.precision, "anchor") for one in (lab.data, written) if one]
         lists = lab.store.run(
@@ -116,9 +116,11 @@ def listed(
     return Listed(lists, written, threshold)
 
 
-def _tell(lab: Lab, label: str, lists: Artifact, *, filtered: bool, built: int | None) -> None:
+def _tell(lab: Lab, label: str, lists: Artifact, *, paired: bool, filtered: bool, built: int | None) -> None:
     found = lists.metrics
     lab.fact(label, lists=found["rows"], **{"with a labelled positive": found["labelled"]})
+    if paired:
+        lab.fact(label, **{"pairs kept in lists": found["pairs"]})
     if filtered:
         lab.fact(label, **{"suspected false negatives": found["suspects"], "of so many negatives": found["negatives"]})
     if built is not None:
@@ -126,6 +128,7 @@ def _tell(lab: Lab, label: str, lists: Artifact, *, filtered: bool, built: int |
             label,
             **{
                 "dark examples built": built,
+                "dark examples in the band": found["in_band"],
                 "kept": found["dark"],
                 "entropy of the teacher's list (nats)": found.get("entropy"),
                 "with dark examples": found.get("entropy_with_dark"),

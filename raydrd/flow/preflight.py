@@ -22,10 +22,12 @@ from raydrd.stages.load import sample_dev, table
 from raydrd.stages.score import rerank
 from raydrd.stages.search import join_candidates
 from raydrd.stages.shards import parts_of
+from raydrd.stages.trial import labelled_pairs
 from raydrd.statistics import bootstrap_interval, compare
 from raydrd.store import Artifact
 
 _LOWEST, _HIGHEST = 1.1e-3, 0.99e3  # beyond: an end of fit_temperature's range
+PAIRS_A_QUERY = 4
 Scoring = Callable[[Artifact, Artifact, str], Artifact]  # (candidates, data, table) -> the same with teacher scores
 
 
@@ -42,19 +44,10 @@ def preflight(lab: Lab, teacher: Teacher, score: Scoring) -> None:
     done = identity in {one["identity"] for one in lab.preflights} and (teacher.cfg in lab.scales or not fitted)
     if done or isinstance(teacher.cfg, ReadyScores) or (cfg.preflight == "off" and not fitted):
         return
-    dev = cfg.evaluation
-    data = lab.store.run(
-        sample_dev, "sample preflight", data=lab.data, passages=dev.dev_passages, queries=dev.preflight_queries, seed=dev.seed
-    )
-    if not table(data, "queries/dev").rows:
-        say("preflight: there are no dev queries, so no teacher is tried before it is used")
+    tried = trial(lab)
+    if tried is None:
         return
-    depth = dev.preflight_depth
-    runs = {
-        "BM25": bm25(lab, data, "queries/dev", k=depth, corpus=data),
-        "student before": retrieve(lab, lab.start, data, "queries/dev", k=depth, label="preflight"),
-    }
-    pool = lab.store.run(join_candidates, "join preflight candidates", sources=list(runs.values()), depth=depth)
+    data, pool, runs, depth = tried
     scored = score(pool, data, "queries/dev")
     runs[teacher.name] = lab.store.run(rerank, "re-rank preflight", scored=scored, k=depth)
     judged = {name: judge(lab, run, data, "queries/dev", f"preflight ({name})") for name, run in runs.items()}
@@ -74,6 +67,68 @@ def preflight(lab: Lab, teacher: Teacher, score: Scoring) -> None:
         say(line)
     if not found["ok"] and cfg.preflight == "stop":
         raise InputError(f"preflight: {found['verdict']}; or set preflight=warn to go on")
+
+
+def trial(lab: Lab) -> tuple[Artifact, Artifact, dict[str, Artifact], int] | None:
+    """What teachers are tried on: a sampled dev collection, candidates of BM25 and the student before, and these runs.
+
+    The student as it is now is shown beside them where it has learnt something already. None without dev queries.
+    """
+    dev = lab.cfg.evaluation
+    data = lab.store.run(
+        sample_dev, "sample preflight", data=lab.data, passages=dev.dev_passages, queries=dev.preflight_queries, seed=dev.seed
+    )
+    if not table(data, "queries/dev").rows:
+        say("preflight: there are no dev queries, so no teacher is tried before it is used")
+        return None
+    depth = dev.preflight_depth
+    runs = {
+        "BM25": bm25(lab, data, "queries/dev", k=depth, corpus=data),
+        "student before": retrieve(lab, lab.start, data, "queries/dev", k=depth, label="preflight"),
+    }
+    pool = lab.store.run(join_candidates, "join preflight candidates", sources=list(runs.values()), depth=depth)
+    if lab.student is not None and lab.student.id != lab.start.id:
+        runs["student so far"] = retrieve(lab, lab.student, data, "queries/dev", k=depth, label="preflight, so far")
+    return data, pool, runs, depth
+
+
+def preflight_pairs(lab: Lab, teacher: Teacher, compare_pairs: Callable[[Artifact, Artifact], Artifact]) -> None:
+    """Try a pairwise teacher once, on dev: a labelled positive against other candidates, asked in both orders.
+
+    Raises:
+        InputError: it is right no more often than a coin, and `preflight` is stop.
+    """
+    cfg = lab.cfg
+    if cfg.preflight == "off" or teacher.identity in {one["identity"] for one in lab.preflights}:
+        return
+    tried = trial(lab)
+    if tried is None:
+        return
+    data, pool, _, depth = tried
+    pairs = lab.store.run(labelled_pairs, "preflight pairs", candidates=pool, data=data, name="queries/dev", each=PAIRS_A_QUERY)
+    compared = compare_pairs(pairs, data)
+    if lab.dry:
+        lab.preflights.append({"identity": teacher.identity})
+        return
+    lists = [p for _, part in parts_of(compared).each() for p in part["probabilities"].to_pylist() if p]
+    if not lists:
+        say("preflight: no dev query has a labelled positive among its candidates, so the pairwise teacher is not tried")
+        return
+    right = np.array([np.mean([(p > 0.5) + 0.5 * (p == 0.5) for p in own]) for own in lists])
+    low, high = bootstrap_interval(right, seed=cfg.evaluation.seed, samples=cfg.evaluation.samples)
+    mean, ok = float(right.mean()), bool(right.mean() > 0.5)
+    line = f"pairwise teacher {teacher.name}: right about {mean:.3f} [{low:.3f}, {high:.3f}] of labelled dev pairs, a coin 0.5"
+    line += "" if ok else ": it has nothing to teach; choose a stronger teacher"
+    row = {"system": teacher.name, "value": mean, "low": low, "high": high}
+    lab.preflights.append(
+        {
+            "identity": teacher.identity, "teacher": teacher.name, "queries": len(right), "depth": depth, "ok": ok,
+            "verdict": line, "metric": "pairs right", "rows": [row], "scale": None,
+        }
+    )  # fmt: skip
+    say(f"preflight: {line}")
+    if not ok and cfg.preflight == "stop":
+        raise InputError(f"preflight: {line}; or set preflight=warn to go on")
 
 
 def _conclusion(

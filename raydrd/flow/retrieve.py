@@ -5,6 +5,7 @@ from __future__ import annotations
 from raydrd.errors import InputError
 from raydrd.flow.lab import Lab, searcher
 from raydrd.precision import Precision
+from raydrd.progress import say
 from raydrd.stages.adopt import layout_of, model_folder
 from raydrd.stages.combine import first_candidates, with_positives
 from raydrd.stages.embed import embed
@@ -83,6 +84,16 @@ def mine(
         joined = lab.store.run(with_positives, "add positives", candidates=joined, data=lab.train_data)
     lab.deeper[joined.id] = whole  # teachers that are trained here draw negatives from all that was found
     return joined
+
+
+def tell_mined_once(lab: Lab) -> None:
+    """For recipes whose later rounds mine by the better student: say so where the config's sources leave it out."""
+    if "student" in lab.cfg.candidates.sources:
+        return
+    line = "candidates.sources has no student: rounds do not mine anew"
+    lab.notes.append(line)
+    if not lab.dry:
+        say(line)
 
 
 def _searching_teacher(lab: Lab) -> Artifact:

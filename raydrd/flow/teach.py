@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from raydrd.errors import InputError
 from raydrd.flow.lab import Lab
-from raydrd.flow.preflight import preflight
+from raydrd.flow.preflight import preflight, preflight_pairs
 from raydrd.flow.retrieve import bm25, mine, retrieve, tokens, vectors
 from raydrd.flow.teachers import Teacher
 from raydrd.neighbours import NeighbourPairs
@@ -153,18 +153,26 @@ def duels(
     if not trained.is_trained:
         trained = lab.teachers[teacher.cfg] = trained_teacher(lab, teacher, lab.deeper.get(scored.id, scored))
     assert trained.model is not None
+    preflight_pairs(lab, trained, lambda pairs, data: _compared(lab, trained, pairs, data, "queries/dev", True, "dev"))
     pairs = lab.store.run(sample_pairs, f"sample pairs ({label})", scored=scored, data=lab.train_data, rule=rule)
-    prompted = isinstance(trained.cfg, PromptedTeacher)
+    return _compared(lab, trained, pairs, lab.train_data, "queries/train", symmetrize, label)
+
+
+def _compared(lab: Lab, teacher: Teacher, pairs: Artifact, data: Artifact, name: str, symmetrize: bool, label: str) -> Artifact:
+    """Pairs of table `name` with P(left is better); rows of dev pairs count the dev collection's own passages."""
+    assert teacher.model is not None
+    prompted = isinstance(teacher.cfg, PromptedTeacher)
+    corpus = data if name == "queries/dev" else lab.data
     return lab.store.run(
         score_duels,
         f"compare pairs ({label})",
         pairs=pairs,
-        query_tokens=tokens(lab.store, trained.model, lab.train_data, "queries/train"),
-        passage_tokens=tokens(lab.store, trained.model, lab.data, "corpus"),
-        kind=trained.cfg.kind,
-        teacher=Located(identity=trained.identity, where=model_folder(trained.model)),
-        prompt=prompt_of(trained.cfg.prompt) if prompted else None,
-        max_length=trained.cfg.max_length,
+        query_tokens=tokens(lab.store, teacher.model, data, name),
+        passage_tokens=tokens(lab.store, teacher.model, corpus, "corpus"),
+        kind=teacher.cfg.kind,
+        teacher=Located(identity=teacher.identity, where=model_folder(teacher.model)),
+        prompt=prompt_of(teacher.cfg.prompt) if prompted else None,
+        max_length=teacher.cfg.max_length,
         precision=lab.precision,
         symmetrize=symmetrize,
     )

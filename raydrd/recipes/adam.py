@@ -22,10 +22,11 @@ from raydrd.flow.lab import Lab
 from raydrd.flow.learn import distil, started
 from raydrd.flow.listing import listed
 from raydrd.flow.preflight import scale_of
+from raydrd.flow.retrieve import tell_mined_once
 from raydrd.flow.teach import scored_candidates
 from raydrd.lists import TopAndSampled
 from raydrd.objectives import Contrastive, Distil, Losses
-from raydrd.pacing import SelfPaced
+from raydrd.pacing import SelfPaced, check_batches
 from raydrd.setting import Setting
 from raydrd.store import Artifact
 from raydrd.training.plan import TrainConfig
@@ -47,8 +48,16 @@ class Config(Setting):
     train: TrainConfig
     rounds: int = Field(1, ge=1, description="times that candidates are mined by the current student, and learnt")
 
+    def scores_anew(self) -> str:
+        if self.dark is not None:
+            return "dark examples"
+        return "what each round mines anew" if self.rounds > 1 else ""
+
     def trainings(self) -> tuple[TrainConfig, ...]:
         return (self.train,) * self.rounds
+
+    def check_parts(self) -> None:
+        check_batches(self.pacing, self.resources, where="pacing")
 
 
 def objective(cfg: Config, scale: float) -> Losses:
@@ -61,6 +70,8 @@ def objective(cfg: Config, scale: float) -> Losses:
 
 def run(cfg: Config, lab: Lab) -> Artifact:
     """The distilled student."""
+    if cfg.rounds > 1:
+        tell_mined_once(lab)
     student = started(lab)
     for number in range(1, cfg.rounds + 1):
         label = "dark examples" if cfg.rounds == 1 else f"round {number}"

@@ -13,9 +13,9 @@ state is this project's reading of it (see the README).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raydrd.config import Frozen
 from raydrd.filters import Filter
@@ -23,7 +23,7 @@ from raydrd.flow.lab import Lab
 from raydrd.flow.learn import distil, started
 from raydrd.flow.listing import listed
 from raydrd.flow.preflight import scale_of
-from raydrd.flow.retrieve import mine
+from raydrd.flow.retrieve import mine, tell_mined_once
 from raydrd.flow.teach import ready, teach
 from raydrd.flow.teachers import reader
 from raydrd.lists import TopAndSampled
@@ -44,14 +44,28 @@ class Loss(Frozen):
 
 class Config(Setting):
     lists: TopAndSampled = TopAndSampled(negatives=15, pool=100, ranking="student")
-    filter: Filter | None = Filter()
+    filter: Filter | None = Filter(standardise=True)
     words: WordMaps | None = WordMaps()
     loss: Loss = Loss()
     rounds: tuple[TrainConfig, ...] = Field(min_length=1, description="one training each; candidates are mined before each")
     retrain: bool = Field(True, description="a teacher with `train` learns again from each round's candidates")
 
+    def scores_anew(self) -> str:
+        return "what each round mines anew" if len(self.rounds) > 1 else ""
+
     def trainings(self) -> tuple[TrainConfig, ...]:
         return self.rounds
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        learns = any(getattr(one, "train", None) for one in getattr(self.teacher, "members", (self.teacher,)))
+        smooths = self.filter is not None and self.filter.mode == "quantile" and self.filter.smoothing > 0
+        if self.retrain and learns and len(self.rounds) > 1 and smooths and self.filter and not self.filter.standardise:
+            raise ValueError(
+                "filter: the teacher learns again each round, so its scores of two rounds do not compare; write "
+                "filter.standardise=true, filter.smoothing=0, or retrain=false"
+            )
+        return self
 
     def check_models(self, student: dict[str, Any], teachers: dict[Any, dict[str, Any]]) -> None:
         if self.words is not None:
@@ -66,6 +80,8 @@ def objective(loss: Loss, scale: float) -> Losses:
 
 def run(cfg: Config, lab: Lab) -> Artifact:
     """The distilled student."""
+    if len(cfg.rounds) > 1:
+        tell_mined_once(lab)
     student, threshold = started(lab), None
     for number, config in enumerate(cfg.rounds):
         label = f"round {number + 1}"

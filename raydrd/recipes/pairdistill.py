@@ -23,6 +23,7 @@ from raydrd.flow.lab import Lab
 from raydrd.flow.learn import distil, started
 from raydrd.flow.listing import listed
 from raydrd.flow.preflight import scale_of
+from raydrd.flow.retrieve import tell_mined_once
 from raydrd.flow.teach import duels, scored_candidates
 from raydrd.lists import AroundPairs
 from raydrd.neighbours import NeighbourPairs
@@ -55,6 +56,9 @@ class Config(Setting):
     def pair_teachers(self) -> tuple[Any, ...]:
         return (self.pairwise,)
 
+    def scores_anew(self) -> str:
+        return "what each round mines anew" if len(self.rounds) > 1 else ""
+
     def trainings(self) -> tuple[TrainConfig, ...]:
         return self.rounds
 
@@ -71,6 +75,8 @@ def objective(loss: Loss, scale: float) -> Losses:
 
 def run(cfg: Config, lab: Lab) -> Artifact:
     """The distilled student."""
+    if len(cfg.rounds) > 1:
+        tell_mined_once(lab)
     student, known = started(lab), None
     for number, config in enumerate(cfg.rounds, 1):
         label = f"round {number}"

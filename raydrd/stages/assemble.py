@@ -7,17 +7,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raydrd.additions import Threshold, add_dark, mark_suspects, resolve, sureness
+from raydrd.additions import Threshold, add_dark, in_band, mark_suspects, resolve, sureness
 from raydrd.dark import Dark, entropy
 from raydrd.filters import Filter
-from raydrd.lists import DARK, SUSPECT, ListRule, Row, TrainingList
+from raydrd.lists import DARK, POSITIVE, SUSPECT, ListRule, Row, TrainingList
 from raydrd.pacing import Confidence
 from raydrd.parts import Chain, Parts, VectorReader
 from raydrd.stages.load import table
-from raydrd.stages.shards import chain_of, parts_of, pending, rows_written
+from raydrd.stages.shards import chain_of, parts_of, pending, rows_written, total_counts, write_counted
 from raydrd.storage import Folder
 from raydrd.store import Artifact, Work, stage
 from raydrd.tables import LISTS
+
+COUNTS = ("suspects", "negatives", "dark", "in_band", "pairs", "labelled")
+ENTROPIES = ("entropy", "entropy_with_dark", "lists_with_dark")  # nats, summed over the lists with dark examples
 
 
 def positives_of(query: dict[str, Any]) -> tuple[int, ...]:
@@ -76,7 +79,8 @@ class Assembler:
         pairs = self.pairs.slice(lo, hi) if self.pairs else None
         written = self.dark[1].slice(lo, hi).to_pylist() if self.dark else None
         taught = self.dark[2].slice(lo, hi)["teacher_scores"].to_pylist() if self.dark else None
-        lists, counts, entropies = [], {"suspects": 0, "negatives": 0, "dark": 0, "pairs": 0, "labelled": 0}, [0.0, 0.0, 0.0]
+        lists: list[dict[str, Any]] = []
+        counts: dict[str, float] = dict.fromkeys((*COUNTS, *ENTROPIES), 0)
         for number, row in enumerate(rows_of(self.scored.slice(lo, hi), self.queries, pairs)):
             made = self.rule(row)
             if made is None:
@@ -86,27 +90,23 @@ class Assembler:
             sure = sureness(made, self.confidence, self.scale)
             if self.dark and written is not None and taught is not None:
                 own = written[number]
-                plain = made
+                plain, scores = made, np.array(taught[number], dtype=np.float32)
                 made = add_dark(
-                    made,
-                    self.dark[0],
-                    rows=np.array(own["doc_rows"], dtype=np.int64),
-                    scores=np.array(taught[number], dtype=np.float32),
-                    kinds=own["kinds"],
+                    made, self.dark[0], rows=np.array(own["doc_rows"], dtype=np.int64), scores=scores, kinds=own["kinds"]
                 )
-                if len(made) > len(plain) or (made.flags & DARK).any():
-                    for at, one in enumerate((plain, made)):
-                        entropies[at] += entropy(one.teacher_scores[~np.isnan(one.teacher_scores)] * self.scale)
-                    entropies[2] += 1
+                counts["in_band"] += in_band(plain, self.dark[0], scores)
+                if (made.flags & DARK).any():
+                    for name, one in (("entropy", plain), ("entropy_with_dark", made)):
+                        counts[name] += entropy(one.teacher_scores[~np.isnan(one.teacher_scores)] * self.scale)
+                    counts["lists_with_dark"] += 1
             left, right, p = resolve(made, row.pairs)
             counts["suspects"] += int(((made.flags & SUSPECT) != 0).sum())
-            counts["negatives"] += int(((made.flags & (DARK | 1)) == 0).sum())
+            counts["negatives"] += int(((made.flags & (DARK | POSITIVE)) == 0).sum())
             counts["dark"] += int(((made.flags & DARK) != 0).sum())
             counts["pairs"] += len(p)
-            counts["labelled"] += not np.isnan(sure)
+            counts["labelled"] += int(not np.isnan(sure))
             lists.append(_record(row, made, sure, left, right, p))
-        self.out.write_table(shard["name"], pa.Table.from_pylist(lists, schema=LISTS))
-        return {"lists": len(lists), "passages": sum(len(one["doc_rows"]) for one in lists), **counts, "entropies": entropies}
+        return write_counted(self.out, shard["name"], pa.Table.from_pylist(lists, schema=LISTS), **counts)
 
 
 def _record(row: Row, made: TrainingList, sure: float, left: list[int], right: list[int], p: list[float]) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def assemble(
     if filter is not None:
         known = threshold.metrics if threshold is not None else {}
         bar = Threshold(filter, known.get("theta"), known.get("mean", 0.0), known.get("std", 1.0))
-    results = work.cluster.map(
+    work.cluster.map(
         Assembler,
         {
             "scored": candidates,
@@ -174,10 +174,10 @@ def assemble(
         inline=candidates.rows <= 20_000,
         models=False,
     )
-    found = {name: sum(r[name] for r in results) for name in ("suspects", "negatives", "dark", "pairs", "labelled")}
-    before, after, lists = (sum(r["entropies"][i] for r in results) for i in range(3))
-    if lists:
-        found |= {"entropy": before / lists, "entropy_with_dark": after / lists, "lists_with_dark": int(lists)}
+    total = total_counts(work, *COUNTS, *ENTROPIES)
+    found = {name: total[name] for name in COUNTS}
+    if lists := total["lists_with_dark"]:
+        found |= {name: total[name] / lists for name in ENTROPIES[:2]} | {"lists_with_dark": lists}
     return {"rows": rows_written(work), "unit": "lists", **found}
 
 

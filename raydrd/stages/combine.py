@@ -13,7 +13,7 @@ from raydrd.filters import Filter, hidden_positive_recall, scale, threshold
 from raydrd.parts import Parts
 from raydrd.stages.assemble import positives_of, rows_of
 from raydrd.stages.load import table
-from raydrd.stages.shards import parts_of, pending
+from raydrd.stages.shards import parts_of, pending, total_counts, write_counted
 from raydrd.storage import Folder
 from raydrd.store import Artifact, Work, stage
 from raydrd.tables import CANDIDATES, SCORED
@@ -38,15 +38,15 @@ class Completer:
             own += missing
             own_scores += [NOT_FOUND] * len(missing)
             added += len(missing)
-        self.out.write_table(shard["name"], pa.table([found["query_row"], docs, scores], schema=CANDIDATES))
-        return {"added": added}
+        table_ = pa.table([found["query_row"], docs, scores], schema=CANDIDATES)
+        return write_counted(self.out, shard["name"], table_, added=added)
 
 
 @stage(version=1)
 def with_positives(work: Work, *, candidates: Artifact, data: Artifact) -> dict[str, Any]:
     """Candidates with every labelled positive among them (score -inf where no search found it), to be scored alike."""
     found = parts_of(candidates)
-    results = work.cluster.map(
+    work.cluster.map(
         Completer,
         {"candidates": found, "queries": table(data, "queries/train"), "out": work.shards},
         pending(work, found.rows, 20_000, "parquet"),
@@ -56,7 +56,7 @@ def with_positives(work: Work, *, candidates: Artifact, data: Artifact) -> dict[
         inline=found.rows <= 20_000,
         models=False,
     )
-    return {"rows": found.rows, "unit": "queries", "added": sum(r["added"] for r in results)}
+    return {"rows": found.rows, "unit": "queries", **total_counts(work, "added")}
 
 
 class Cutter:
@@ -152,7 +152,11 @@ def blend(work: Work, *, members: list[Artifact], references: list[Artifact] | N
 
 
 class Learner:
-    """Reads the teacher scores of all training queries once: some 4 bytes a candidate."""
+    """Reads the teacher scores of all training queries once: some 4 bytes a candidate.
+
+    The check with hidden positives filters a query's whole scored list, not the 1 + N list that training draws from it:
+    there the guards (`keep`, `most`) count fewer negatives and let fewer be filtered.
+    """
 
     def __init__(self, *, scored: Parts, queries: Parts, out: Folder, rule: Filter, round: int, previous: float | None) -> None:
         self.scored, self.queries, self.out = scored, queries, out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ from raydrd.dark import Dark, build
 from raydrd.parts import Parts, part_name, ranges
 from raydrd.stages.assemble import rows_of
 from raydrd.stages.load import table
-from raydrd.stages.shards import parts_of
+from raydrd.stages.shards import parts_of, total_counts, write_counted
 from raydrd.storage import Folder
 from raydrd.store import Artifact, Work, stage
-from raydrd.tables import CORPUS, DARK
+from raydrd.tables import CANDIDATES, CORPUS, DARK
 
 
 class Writer:
@@ -60,17 +61,17 @@ class Writer:
                     "recipes": [json.dumps(one.recipe) for one in found],
                 }
             )
-        name = part_name(lo * slots, hi * slots, "parquet")
-        self.out.write_table(f"corpus/{name}", pa.table([ids, written], schema=CORPUS))
-        self.out.write_table(f"dark/{part_name(lo, hi, 'parquet')}", pa.Table.from_pylist(records, schema=DARK))
-        return {"made": made}
+        name, listed = part_name(lo, hi, "parquet"), pa.Table.from_pylist(records, schema=DARK)
+        self.out.write_table(f"corpus/{part_name(lo * slots, hi * slots, 'parquet')}", pa.table([ids, written], schema=CORPUS))
+        self.out.write_table(f"candidates/{name}", listed.select(CANDIDATES.names))
+        return write_counted(self.out, f"dark/{name}", listed, made=made)
 
 
-@stage(version=1)
+@stage(version=2)
 def write_dark(work: Work, *, scored: Artifact, data: Artifact, corpus: Artifact, rule: Dark) -> dict[str, Any]:
-    """Reinforced negatives and noisy positives for every labelled query of `scored`; tables `corpus` and `dark`.
+    """Reinforced negatives and noisy positives for every labelled query of `scored`; tables `corpus`, `candidates`, `dark`.
 
-    `dark` has one row for each row of `scored`; its `doc_rows` follow the corpus' last row.
+    `candidates` and `dark` have one row for each row of `scored`; their `doc_rows` follow the corpus' last row.
     """
     candidates = parts_of(scored)
     shards = [
@@ -94,17 +95,10 @@ def write_dark(work: Work, *, scored: Artifact, data: Artifact, corpus: Artifact
         inline=candidates.rows <= 2048,
         models=False,
     )
-    made = 0
-    for shard in shards:
-        lists = work.shards.read_table(f"dark/{shard['name']}", ["doc_rows"])["doc_rows"].combine_chunks()
-        made += len(lists.flatten())
-    return {"rows": candidates.rows, "unit": "queries", "made": made}
+    return {"rows": candidates.rows, "unit": "queries", **total_counts(work, "made", under="dark/")}
 
 
-@stage(version=1)
-def dark_candidates(work: Work, *, dark: Artifact) -> dict[str, Any]:
-    """What was written as candidates, so that any teacher scores it."""
-    found = table(dark, "dark")
-    for part, rows in found.each():
-        work.shards.write_table(part.name, rows.select(["query_row", "doc_rows", "scores"]))
-    return {"rows": found.rows, "unit": "queries"}
+def dark_candidates(dark: Artifact) -> Artifact:
+    """What `write_dark` wrote, seen as candidates, so that any teacher scores it: the same artifact, one table of it."""
+    files = {name: size for name, size in dark.manifest["files"].items() if name.startswith("shards/candidates/")}
+    return replace(dark, manifest={**dark.manifest, "files": files})

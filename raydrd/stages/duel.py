@@ -15,7 +15,7 @@ from raydrd.prompts import Prompt
 from raydrd.stages.assemble import rows_of
 from raydrd.stages.load import table
 from raydrd.stages.score import open_scorer
-from raydrd.stages.shards import chain_of, parts_of, pending
+from raydrd.stages.shards import chain_of, parts_of, pending, total_counts, write_counted
 from raydrd.storage import Folder
 from raydrd.store import Artifact, Located, Work, stage
 from raydrd.tables import PAIRS
@@ -36,15 +36,14 @@ class PairSampler:
             [[right for _, right in pairs] for pairs in found],
             [[] for _ in rows],
         ]
-        self.out.write_table(shard["name"], pa.table(columns, schema=PAIRS))
-        return {"pairs": sum(map(len, found))}
+        return write_counted(self.out, shard["name"], pa.table(columns, schema=PAIRS), pairs=sum(map(len, found)))
 
 
 @stage(version=1)
 def sample_pairs(work: Work, *, scored: Artifact, data: Artifact, rule: NeighbourPairs) -> dict[str, Any]:
     """Pairs to compare, one row for each row of `scored`; left is the better by the pointwise teacher."""
     candidates = parts_of(scored)
-    results = work.cluster.map(
+    work.cluster.map(
         PairSampler,
         {"scored": candidates, "queries": table(data, "queries/train"), "out": work.shards, "rule": rule},
         pending(work, candidates.rows, 20_000, "parquet"),
@@ -54,7 +53,7 @@ def sample_pairs(work: Work, *, scored: Artifact, data: Artifact, rule: Neighbou
         inline=candidates.rows <= 20_000,
         models=False,
     )
-    return {"rows": candidates.rows, "unit": "queries", "pairs": sum(r["pairs"] for r in results)}
+    return {"rows": candidates.rows, "unit": "queries", **total_counts(work, "pairs")}
 
 
 class Duellist:
@@ -88,10 +87,12 @@ class Duellist:
         self.pairs, self.out, self.symmetrize = pairs, out, symmetrize
 
     def _log_p(self, query: NDArray[np.int64], a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
-        gaps = self.scorer.scores(query, a, b).astype(np.float64)
+        from raydrd.answers import pairwise_log_p
+
+        gaps = self.scorer.scores(query, a, b)
         if not np.isfinite(gaps).all():
             raise ValueError("the pairwise teacher gave a score that is not finite; try precision: fp32")
-        return -np.logaddexp(0.0, -gaps)
+        return pairwise_log_p(gaps)
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         rows = self.pairs.slice(shard["lo"], shard["hi"])
@@ -109,8 +110,9 @@ class Duellist:
         p = both if self.symmetrize else np.exp(log_p)
         offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
         column = pa.ListArray.from_arrays(offsets, pa.array(p.astype(np.float32)))
-        self.out.write_table(shard["name"], pa.table([rows["query_row"], left, right, column], schema=PAIRS))
-        return {"pairs": len(p), "against": int((p < 0.5).sum()), "off": float(off.sum()), "checked": len(off)}
+        table_ = pa.table([rows["query_row"], left, right, column], schema=PAIRS)
+        counts = {"pairs": len(p), "against": int((p < 0.5).sum()), "off": float(off.sum()), "checked": len(off)}
+        return write_counted(self.out, shard["name"], table_, **counts)
 
 
 @stage(version=1)
@@ -131,7 +133,7 @@ def score_duels(
     pool = parts_of(pairs)
     resources = work.cluster.resources
     size = max(1, (resources.pairs_per_shard or 4096) // max(1, int(pairs.metrics["pairs"]) // max(1, pool.rows)))
-    results = work.cluster.map(
+    work.cluster.map(
         Duellist,
         {
             "kind": kind,
@@ -152,7 +154,7 @@ def score_duels(
         marks=work.shards / "attempts",
         inline=pool.rows <= 32,
     )
-    total = {name: sum(r[name] for r in results) for name in ("pairs", "against", "off", "checked")}
+    total = total_counts(work, "pairs", "against", "off", "checked")
     return {
         "rows": pool.rows,
         "unit": "queries",

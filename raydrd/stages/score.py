@@ -18,7 +18,7 @@ from raydrd.parts import Chain, Parts, TokenReader, VectorReader, part_name, ran
 from raydrd.precision import Precision
 from raydrd.prompts import Prompt, assemble
 from raydrd.stages.load import table
-from raydrd.stages.shards import chain_of, parts_of, pending
+from raydrd.stages.shards import chain_of, parts_of, pending, total_counts, write_counted
 from raydrd.storage import Folder
 from raydrd.store import Artifact, Located, Work, stage
 from raydrd.tables import SCORED
@@ -27,8 +27,10 @@ from raydrd.tables import SCORED
 def queries_per_shard(work: Work, candidates: Parts) -> int:
     """Shards of half a minute or so: what a killed run loses at most, and how often the bar moves."""
     pairs = work.cluster.resources.pairs_per_shard or (65_536 if work.cluster.has_gpu else 4096)
-    depth = len(candidates.slice(0, 1, ["doc_rows"])["doc_rows"][0])
-    return max(1, pairs // max(1, depth))
+    # One query says little: lists of a ready-made run, or of dark examples, differ in length, and some are empty.
+    lists = candidates.read(candidates.parts[0], ["doc_rows"])["doc_rows"].combine_chunks()
+    depth = len(lists.flatten()) / max(1, len(lists))
+    return max(1, int(pairs / max(1.0, depth)))
 
 
 def flat(candidates: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -199,8 +201,8 @@ class PairScorer:
         if missing.any():
             scores[missing] = self.scorer.scores(query_rows[missing], doc_rows[missing])
             _refuse_nan(scores)
-        self.out.write_table(shard["name"], with_scores(candidates, scores))
-        return {"pairs": int(missing.sum()), "taken": int((~missing).sum())}
+        counts = {"pairs": int(missing.sum()), "taken": int((~missing).sum())}
+        return write_counted(self.out, shard["name"], with_scores(candidates, scores), **counts)
 
     def _known(self, shard: dict[str, Any], query_rows: NDArray[np.int64], doc_rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Scores of pairs that an earlier round scored, NaN for the others."""
@@ -258,10 +260,10 @@ def score_pairs(
         marks=work.shards / "attempts",
         inline=pool.rows <= 32,
     )
+    # The rate is this attempt's.
     pairs, busy = sum(r["pairs"] for r in results), sum(r["busy_seconds"] for r in results)
-    taken = sum(r["taken"] for r in results)
     rate = pairs / busy if busy else None
-    return {"rows": pool.rows, "unit": "queries", "pairs": pairs, "taken": taken, "per_second": rate}
+    return {"rows": pool.rows, "unit": "queries", **total_counts(work, "pairs", "taken"), "per_second": rate}
 
 
 class VectorScorer:
@@ -279,8 +281,7 @@ class VectorScorer:
             block = slice(lo, lo + 16_384)
             q, p = self.queries.take(query_rows[block]), self.passages.take(doc_rows[block])
             scores[block] = np.einsum("nd,nd->n", q, p)
-        self.out.write_table(shard["name"], with_scores(candidates, scores))
-        return {"pairs": len(doc_rows)}
+        return write_counted(self.out, shard["name"], with_scores(candidates, scores), pairs=len(doc_rows))
 
 
 @stage(version=1)
@@ -289,7 +290,7 @@ def score_vectors(
 ) -> dict[str, Any]:
     """Candidates with a bi-encoder teacher's inner products."""
     pool = parts_of(candidates)
-    results = work.cluster.map(
+    work.cluster.map(
         VectorScorer,
         {"candidates": pool, "queries": parts_of(queries), "passages": chain_of(passages), "out": work.shards},
         pending(work, pool.rows, 4096, "parquet"),
@@ -299,7 +300,7 @@ def score_vectors(
         inline=pool.rows <= 20_000,
         models=False,
     )
-    return {"rows": pool.rows, "unit": "queries", "pairs": sum(r["pairs"] for r in results)}
+    return {"rows": pool.rows, "unit": "queries", **total_counts(work, "pairs")}
 
 
 @stage(version=1)

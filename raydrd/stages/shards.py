@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydrd.parts import Chain, Parts, found_ranges, part_name, ranges
+from raydrd.progress import say
+from raydrd.storage import Folder
 from raydrd.store import Artifact, Work
 
 
@@ -32,6 +35,34 @@ def rows_written(work: Work) -> int:
             with work.shards.reading(name) as stream:
                 total += int(pq.read_metadata(stream).num_rows)
     return total
+
+
+def write_counted(out: Folder, name: str, table: pa.Table, **counts: float) -> dict[str, Any]:
+    """Write a shard with its counts beside it, and return these. Counts come first: a shard that is there has them."""
+    out.write_json(_counts_of(name), counts)
+    out.write_table(name, table)
+    return dict(counts)
+
+
+def total_counts(work: Work, *names: str, under: str = "") -> dict[str, Any]:
+    """Sums of the named counts over all shards, this attempt's and those of one that was killed, in row order.
+
+    `under`: the folder of the table whose shards were counted, with its slash, where there are several.
+    """
+    files = work.shards.files()
+    parts = Parts.of(work.shards, [name for name in files if name.startswith(under)]).parts
+    counted = [work.shards.read_json(file) for part in parts if (file := _counts_of(part.name)) in files]
+    if len(counted) < len(parts):
+        say(
+            f"{work.label}: {len(parts) - len(counted)} of {len(parts)} shards were begun by an earlier version that kept "
+            "no counts; the numbers told of this stage leave them out"
+        )
+    return {name: sum(one[name] for one in counted) for name in names}
+
+
+def _counts_of(name: str) -> str:
+    """Where the counts of a shard lie: a name that is no part's."""
+    return f"counts/{name}.json"
 
 
 def parts_of(artifact: Artifact) -> Parts:
