@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import raydrd.training.words as words_module
+from raydrd.errors import InputError
 from raydrd.lists import POSITIVE, SUSPECT
 from raydrd.wordmaps import TeacherMaps
 from tests.recipes import (
@@ -152,6 +153,9 @@ def test_the_word_level_reads_the_teachers_eager_attention(
 def test_a_trained_teacher_learns_again_each_round(values: dict[str, Any], toy: Path, tmp_path: Path) -> None:
     teacher = {"kind": "cross_encoder", "model": str(toy / "student"), "max_length": 64, "train": {"train": steps(2)}}
     changed = values | {"teacher": teacher, "rounds": [steps(2), steps(2)], "preflight": "warn"}
+    with pytest.raises(InputError, match="^filter: the teacher learns again each round, so its scores of two rounds do not"):
+        run_recipe(changed, tmp_path)
+    changed |= {"filter": {**values["filter"], "standardise": True}}
     _, lab = run_recipe(changed | {"words": {"negatives": 1}}, tmp_path)
     trained = [lab.store.find(r.name, r.id) for r in lab.store.journal if r.name == "train_reranker"]
     assert len(trained) == 2 == len(lab.preflights)

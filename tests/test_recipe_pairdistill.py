@@ -120,6 +120,7 @@ def test_labels_are_not_needed(values: dict[str, Any], toy: Path, tmp_path: Path
         "queries": {"count": 16, "sentences": 1},
         "candidates": {"sources": ["student"], "depth": 3},
         "pairwise": reranker,
+        "preflight": "warn",  # a random reranker: the trial of it on dev says so
         "rounds": [steps(2)],
         "loss": {**SCALE, "form": form, "lambda_pair": 1.0},
     }

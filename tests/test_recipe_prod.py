@@ -180,8 +180,9 @@ def test_without_weaker_teachers_the_same_bi_encoder_mines(
     store = open_store(report["store"])
     lab = open_lab(straight, store)
     prod.run(straight, lab)
-    bi = artifact(report, f"train teacher {values['progress'][0]['teacher']['model']}")
-    trained = [record for record in store.journal if record.label.startswith("train teacher")]
+    named = f"train teacher {values['progress'][0]['teacher']['model']}"
+    bi = artifact(report, named)
+    trained = [record for record in store.journal if record.label == named]
     assert [(one.id, one.reused) for one in trained] == [(bi.id, True)]  # on the same lists, though it teaches nothing here
     label = labels(report)[1]
     assert retriever(store, artifact_of(lab, f"lists of {label}")).id == bi.id

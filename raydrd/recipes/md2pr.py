@@ -13,11 +13,12 @@ state is this project's reading of it (see the README).
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from raydrd.config import Frozen
+from raydrd.errors import InputError
 from raydrd.filters import Filter
 from raydrd.flow.lab import Lab
 from raydrd.flow.learn import distil, started
@@ -56,16 +57,14 @@ class Config(Setting):
     def trainings(self) -> tuple[TrainConfig, ...]:
         return self.rounds
 
-    @model_validator(mode="after")
-    def _comparable(self) -> Self:
+    def check_parts(self) -> None:
         learns = any(getattr(one, "train", None) for one in getattr(self.teacher, "members", (self.teacher,)))
         smooths = self.filter is not None and self.filter.mode == "quantile" and self.filter.smoothing > 0
         if self.retrain and learns and len(self.rounds) > 1 and smooths and self.filter and not self.filter.standardise:
-            raise ValueError(
+            raise InputError(
                 "filter: the teacher learns again each round, so its scores of two rounds do not compare; write "
                 "filter.standardise=true, filter.smoothing=0, or retrain=false"
             )
-        return self
 
     def check_models(self, student: dict[str, Any], teachers: dict[Any, dict[str, Any]]) -> None:
         if self.words is not None:
