@@ -113,7 +113,7 @@ SIZES = {
     "cldrd": (3, 0, 1, 1, 0),
     "adam": (1 + 1, 1, 2, 1 + 1, 0),  # a warm-up; the dark examples are scored too
     "prod": (2 + 4, 3, 6, 4, 0),  # W1, W3, three teachers' turns and the confusing queries; each with fresh negatives
-    "pairdistill": (1 + 2, 0, 1 + 2, 2, 2),
+    "pairdistill": (1 + 2, 0, 1 + 2, 2, 2 + 1),  # the pairwise teacher is tried on dev once
     "md2pr": (1 + 3, 3, 1 + 3, 3, 0),  # the teacher learns anew in each round
     "margin_mse": (1, 0, 1, 1, 0),
 }

@@ -72,11 +72,11 @@ def test_switched_off_nothing_is_tried(values: dict[str, Any], wrong: dict[str, 
     assert lab.preflights == [] and not [r.label for r in lab.store.journal if "preflight" in r.label]
 
 
-def test_without_dev_queries_no_teacher_is_tried_and_no_stage_dropped(
+def test_without_dev_queries_no_teacher_is_tried(
     values: dict[str, Any], wrong: dict[str, Any], toy: Path, kept: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = {"path": str(toy / "data"), "dev_split": None}
-    _, lab = run_recipe(values | {"teacher": wrong, "data": data, "keep": "best", "train": steps(2, 0.5)}, kept)
+    _, lab = run_recipe(values | {"teacher": wrong, "data": data, "train": steps(2, 0.5)}, kept)
     assert lab.preflights == [] and "there are no dev queries, so no teacher is tried" in capsys.readouterr().out
     assert [(one["dev_before"], one["dev_after"], one["dropped"]) for one in lab.segments] == [(None, None, False)]
 
