@@ -58,6 +58,7 @@ def config(toy: Path, toy_config: dict[str, Any], tmp_path_factory: pytest.TempP
     values = copy.deepcopy(toy_config)
     values["data"] = {"path": str(home / "data")}
     values["teacher"]["model"] = str(toy / "reranker")
+    values["preflight"] = "off"  # a random reranker: slow enough to be killed, and worth nothing
     values["queries"] = {"count": 600, "sentences": 1}
     values["candidates"] = {"sources": ["student"], "depth": 10}
     train = {"learning_rate": 1.0e-3, "train_batch_size": 8, "max_steps": 25, "dropout": 0.1}

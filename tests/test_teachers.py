@@ -103,7 +103,7 @@ def config_of(model: Artifact) -> dict[str, Any]:
 
 def test_a_bi_encoder_is_trained_and_searches(toy: Path, kept: Path) -> None:
     cfg = {"kind": "bi_encoder", "model": str(toy / "deep"), "layers": 2, "train": TRAIN}
-    lab, candidates = opened(toy, kept, cfg, candidates={"sources": ["teacher"], "depth": 60})
+    lab, candidates = opened(toy, kept, cfg, candidates={"sources": ["student"], "depth": 60})
     untrained = lab.teacher
     scored = scored_candidates(lab, lab.start)
     trained = lab.teacher
