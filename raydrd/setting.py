@@ -201,6 +201,10 @@ class Setting(Frozen):
         """The student's training stages, in order."""
         raise NotImplementedError(f"recipe {self.recipe} does not say how its student is trained")
 
+    def reads_scores(self) -> bool:
+        """Whether the teacher's scores themselves teach; false where only their order does."""
+        return True
+
     def scores_anew(self) -> str:
         """What of this config a teacher must score that ready-made scores cannot hold; empty: nothing."""
         return ""

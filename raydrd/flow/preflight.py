@@ -62,6 +62,8 @@ def preflight(lab: Lab, teacher: Teacher, score: Scoring) -> None:
         lab.scales[teacher.cfg], why = fitted_scale(found["temperature"])
         answered = why is None and "temperature" in (found["scale"] or "")  # too flat a softmax is what fitting mends
         found["scale"] = None if answered else "; ".join(filter(None, [found["scale"], why])) or None
+    if not cfg.reads_scores():
+        found["scale"] = None  # a scale changes no order
     lab.preflights.append(found)
     for line in (f"preflight: {found['verdict']}", *([f"preflight: {found['scale']}"] if found["scale"] else [])):
         say(line)

@@ -49,6 +49,9 @@ class Config(Setting):
     curriculum: tuple[Step, ...] = Field(min_length=1)
     loss: Loss = Loss()
 
+    def reads_scores(self) -> bool:
+        return False
+
     def trainings(self) -> tuple[TrainConfig, ...]:
         return tuple(step.train for step in self.curriculum)
 
