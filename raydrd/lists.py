@@ -194,7 +194,7 @@ class TopAndSampled(Frozen):
 
 
 class Confusing(Frozen):
-    """PROD's data progressive rule (methods: MARCO and NQ presets): queries the teacher answers and the student does not.
+    """PROD's data progressive rule, for MS MARCO or NQ: queries the teacher answers and the student does not.
 
     MARCO (`rule: within`): the first positive's rank is student_from..student_to for the student and at most
     `teacher_to` (1) for the teacher. NQ (`rule: better`): the teacher ranks it better than the student, and at
