@@ -1,6 +1,7 @@
 """MD2PR's word level inside a step: a frozen cross-encoder's attention beside the student's token states.
 
-The maps are made on the fly: stored, they would be the largest thing of the whole run (66 GB for MS MARCO, one direction in half precision).
+The maps are made on the fly: stored, they would be the largest thing of the whole run (MS MARCO: 66 GB for one
+direction in half precision).
 """
 
 from __future__ import annotations
