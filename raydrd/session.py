@@ -27,6 +27,10 @@ def read_config(path: str, assignments: list[str]) -> Any:
 
     values = override(read_yaml(path), assignments)
     recipe = values.get("recipe")
+    if recipe is None:
+        raise InputError(
+            f"{path}: recipe: this field is required; write one of {', '.join(RECIPES)}, or run a file that extends this one"
+        )
     if recipe not in RECIPES:
         raise InputError(f"{path}: recipe: {recipe!r} is not one of {', '.join(RECIPES)}")
     cfg = validate(RECIPES[recipe].Config, values, path)
