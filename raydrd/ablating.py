@@ -22,15 +22,15 @@ from raydrd.flow.judge import judge
 from raydrd.flow.lab import Lab, check_setting, open_lab
 from raydrd.flow.retrieve import retrieve
 from raydrd.naming import did_you_mean
-from raydrd.progress import say
-from raydrd.provenance import provenance
 from raydrd.recipes import RECIPES
 from raydrd.session import opened, read_config
 from raydrd.setting import Setting, TeacherTraining
+from raydrd.spine.progress import say
+from raydrd.spine.provenance import provenance
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Record, Store
 from raydrd.stages.shards import parts_of
 from raydrd.statistics import compare, holm
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Record, Store
 from raydrd.training.plan import TrainConfig
 
 WHOLE, BEFORE = "all ideas", "student before"

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from raydrd.layout import Layout
+from raydrd.models.layout import Layout
 
 FROM_ABSTRACT = "; from the abstract"  # how the summary of such a recipe ends
 

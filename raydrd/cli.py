@@ -243,7 +243,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
     from raydrd.ablating import ablate, ideas
     from raydrd.report import ablation
     from raydrd.session import read_config
-    from raydrd.storage import Folder
+    from raydrd.spine.storage import Folder
 
     if arguments.list:
         found = ideas(read_config(arguments.config, arguments.overrides), arguments.only)
@@ -276,7 +276,7 @@ def _write(option: str, path: str | None, text: Callable[[], str]) -> None:
     from pathlib import Path
 
     from raydrd.errors import InputError
-    from raydrd.storage import Folder
+    from raydrd.spine.storage import Folder
 
     if path == "-" or not Path(path).name:
         raise InputError(f"{option} {path}: write the name of a file; only --json writes to standard output with -")
@@ -303,7 +303,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _why(arguments: argparse.Namespace) -> int:
-    from raydrd.storage import Folder
+    from raydrd.spine.storage import Folder
 
     folder = Folder.of(arguments.run)
     if not folder.exists("report.json"):

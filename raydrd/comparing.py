@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from raydrd.errors import InputError
 from raydrd.naming import SYSTEMS, did_you_mean, resolve
 from raydrd.slices import TRAITS, bins
+from raydrd.spine.storage import Folder
 from raydrd.statistics import bootstrap_interval, compare, holm, paired_bootstrap
-from raydrd.storage import Folder
 
 CHANGED = 10  # queries most improved, and most hurt, of each pair
 _SAME = 1e-9  # smaller changes are ties, as in statistics.win_tie_loss

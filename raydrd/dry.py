@@ -10,21 +10,21 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from raydrd.cluster import Cluster
 from raydrd.flow.lab import Lab, check_setting, check_tables, plain, train_queries
 from raydrd.flow.teachers import Teacher
-from raydrd.layout import Layout
+from raydrd.models.layout import Layout
 from raydrd.outline import artifacts_in, depth_of, outline
-from raydrd.parts import part_name
-from raydrd.precision import resolve
 from raydrd.publish import measured
 from raydrd.recipes import RECIPES
 from raydrd.setting import BiEncoderTeacher, CrossEncoderTeacher, Ensemble, ReadyScores, Setting
+from raydrd.spine.cluster import Cluster
+from raydrd.spine.parts import part_name
+from raydrd.spine.precision import resolve
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Located, Stage, Store, identify
 from raydrd.stages.adopt import Model, adopt, wanted_layout
 from raydrd.stages.load import load, sample_dev
 from raydrd.stages.score import import_teacher
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Located, Stage, Store, identify
 
 MANY = 10**9  # rows of every table: more than any `queries.labelled` or `recover.passages`, so samples are planned
 

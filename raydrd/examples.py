@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raydrd.spine.store import Artifact
 from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of
-from raydrd.store import Artifact
 
 EXAMPLES, SHOWN = 10, 3  # queries of each kind on the page, and passages of each
 _TEXT = 600  # characters of a passage in report.json

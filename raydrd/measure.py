@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from raydrd.config import Resources
 from raydrd.errors import InputError
-from raydrd.storage import Folder
+from raydrd.spine.storage import Folder
 
 
 def evaluate_model(model: str, data: str, split: str, *, store: str | None, ray: str) -> dict[str, Any]:
@@ -18,22 +18,22 @@ def evaluate_model(model: str, data: str, split: str, *, store: str | None, ray:
     Raises:
         InputError: the model or the collection is wrong.
     """
-    from raydrd.cluster import Cluster
     from raydrd.data.guess import guess
     from raydrd.data.spec import Data
     from raydrd.flow.lab import located_data
     from raydrd.flow.retrieve import vectors
-    from raydrd.layout import read_layout
-    from raydrd.precision import resolve
+    from raydrd.models.layout import read_layout
     from raydrd.session import DEFAULT_STORE
     from raydrd.setting import Evaluation
+    from raydrd.spine.cluster import Cluster
+    from raydrd.spine.precision import resolve
+    from raydrd.spine.store import Store
     from raydrd.stages.adopt import Student, adopt, located
     from raydrd.stages.evaluate import evaluate
     from raydrd.stages.load import load, report_load, table
     from raydrd.stages.search import search
     from raydrd.stages.shards import parts_of
     from raydrd.statistics import bootstrap_interval
-    from raydrd.store import Store
 
     found = Data(source="pydocs") if data == "pydocs" else guess(data)
     found = found.model_copy(update={"test_split": split, **_other_splits(found, split)})
@@ -89,9 +89,9 @@ def search_run(run: str, query: str, *, k: int) -> list[dict[str, Any]]:
     import torch
     from transformers import AutoTokenizer
 
-    from raydrd.batching import SpecialTokens
-    from raydrd.encoders import load_tower
-    from raydrd.layout import read_layout
+    from raydrd.models.batching import SpecialTokens
+    from raydrd.models.encoders import load_tower
+    from raydrd.models.layout import read_layout
 
     meta = (folder / "index").read_json("meta.json")
     stamp = f"{meta['model']} {meta['data']} {meta['factory']}"  # the folder is written again by every run of its name
@@ -118,9 +118,9 @@ def search_run(run: str, query: str, *, k: int) -> list[dict[str, Any]]:
 
 def _texts(meta: dict[str, Any], rows: np.ndarray) -> dict[int, str]:
     """Texts of passages, as long as the store they came from is still there."""
-    from raydrd.cluster import Cluster
+    from raydrd.spine.cluster import Cluster
+    from raydrd.spine.store import Store
     from raydrd.stages.load import table
-    from raydrd.store import Store
 
     try:
         data = Store(Folder.of(meta["store"]), Cluster(Resources(ray="off"))).find("load", meta["data"])

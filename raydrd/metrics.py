@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raydrd.errors import InputError
-from raydrd.tables import CANDIDATES, QUERIES, check
+from raydrd.spine.tables import CANDIDATES, QUERIES, check
 
 if TYPE_CHECKING:
     from ir_measures.measures import Measure

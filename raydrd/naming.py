@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from raydrd.errors import InputError
-from raydrd.storage import Folder
+from raydrd.spine.storage import Folder
 
 SYSTEMS = ("bm25", "student_before", "teacher", "student")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from raydrd.config import Frozen
-from raydrd.dark import Dark
-from raydrd.objectives import Distil, Losses
-from raydrd.store import Artifact
+from raydrd.methods.dark import Dark
+from raydrd.methods.objectives import Distil, Losses
+from raydrd.spine.store import Artifact
 from raydrd.training.plan import TrainConfig
 
 

@@ -24,17 +24,17 @@ from raydrd.flow.lab import Lab
 from raydrd.flow.retrieve import bm25, retrieve, tokens, vectors
 from raydrd.flow.teach import teacher_run
 from raydrd.flow.teachers import Teacher
-from raydrd.provenance import provenance
 from raydrd.recipes import RECIPES
 from raydrd.report.page import write_page
 from raydrd.slices import traits
+from raydrd.spine.provenance import provenance
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact
 from raydrd.stages.adopt import layout_of, model_folder
 from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of
 from raydrd.stages.ship import build_index, verify_export
 from raydrd.statistics import bootstrap_interval, compare
-from raydrd.storage import Folder
-from raydrd.store import Artifact
 
 LABELS = {"bm25": "bm25", "student_before": "before", "teacher": "teacher", "student": "after"}
 

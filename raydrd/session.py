@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raydrd.cluster import Cluster
 from raydrd.config import override, read_yaml, validate
 from raydrd.errors import InputError
-from raydrd.storage import Folder
-from raydrd.store import Store
+from raydrd.spine.cluster import Cluster
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Store
 
 DEFAULT_STORE = ".raydrd"
 

@@ -9,8 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from raydrd.config import Frozen, Resources
 from raydrd.data.spec import Data
 from raydrd.errors import InputError
-from raydrd.lists import TopAndSampled
-from raydrd.prompts import Prompt, prompt_of
+from raydrd.methods.lists import TopAndSampled
+from raydrd.models.prompts import Prompt, prompt_of
 from raydrd.stages.adopt import Model, Student
 from raydrd.training.plan import TrainConfig
 

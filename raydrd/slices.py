@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raydrd.parts import Parts
+from raydrd.spine.parts import Parts
 
 TRAITS = {
     "query_words": "query length in words",

@@ -21,11 +21,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait 
 # Actors and programs that tests start import `tests` and `raydrd` from here too.
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
 
-from raydrd.cluster import Cluster  # noqa: E402
 from raydrd.config import Resources  # noqa: E402
-from raydrd.quiet import quiet_ray  # noqa: E402
-from raydrd.storage import Folder  # noqa: E402
-from raydrd.store import Store  # noqa: E402
+from raydrd.spine.cluster import Cluster  # noqa: E402
+from raydrd.spine.quiet import quiet_ray  # noqa: E402
+from raydrd.spine.storage import Folder  # noqa: E402
+from raydrd.spine.store import Store  # noqa: E402
 
 # A student of two random layers, a perfect reranker, three steps from coarse to fine.
 TOY_CONFIG: dict[str, Any] = {

@@ -11,16 +11,16 @@ import pyarrow as pa
 import pytest
 
 from raydrd import dry
-from raydrd.cluster import Cluster
 from raydrd.config import Resources, validate
 from raydrd.flow.lab import Lab, open_lab
-from raydrd.lists import POSITIVE
+from raydrd.methods.lists import POSITIVE
 from raydrd.recipes import RECIPES
 from raydrd.session import run
+from raydrd.spine.cluster import Cluster
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Store
 from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Store
 from tests.conftest import TOY_CONFIG, write_config
 
 METRIC = "nDCG@10"

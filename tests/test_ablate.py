@@ -19,17 +19,17 @@ import pytest
 from raydrd import ablating
 from raydrd.ablating import Row, ablate, ideas, reseeded
 from raydrd.cli import main
-from raydrd.cluster import Cluster
 from raydrd.config import Resources, read_yaml
 from raydrd.dry import counts, plan
 from raydrd.errors import InputError
 from raydrd.recipes import RECIPES
 from raydrd.report import ablation
 from raydrd.session import read_config
+from raydrd.spine.cluster import Cluster
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Store
 from raydrd.stages.shards import parts_of
 from raydrd.statistics import compare, holm
-from raydrd.storage import Folder
-from raydrd.store import Store
 from tests.conftest import write_config
 from tests.recipes import dry_run
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raydrd.additions import Threshold, add_dark, in_band, mark_suspects, positive_place, resolve, sureness
-from raydrd.dark import Dark
 from raydrd.errors import InputError
-from raydrd.filters import Filter
-from raydrd.lists import DARK, POSITIVE, SUSPECT, TrainingList
+from raydrd.methods.additions import Threshold, add_dark, in_band, mark_suspects, positive_place, resolve, sureness
+from raydrd.methods.dark import Dark
+from raydrd.methods.filters import Filter
+from raydrd.methods.lists import DARK, POSITIVE, SUSPECT, TrainingList
 
 NAN = math.nan
 

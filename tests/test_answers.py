@@ -30,10 +30,10 @@ from transformers import (
     T5Tokenizer,
 )
 
-from raydrd.answers import AnswerModel, pairwise_log_p, pointwise_scores, symmetrized
 from raydrd.config import validate
 from raydrd.errors import InputError
-from raydrd.prompts import (
+from raydrd.models.answers import AnswerModel, pairwise_log_p, pointwise_scores, symmetrized
+from raydrd.models.prompts import (
     A_OR_B,
     DUOT5,
     MONOT5,

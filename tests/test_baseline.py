@@ -19,9 +19,9 @@ from raydrd.benchmark.baseline import RECIPE, main, trained
 from raydrd.benchmark.margins import Rows, Taken, places, take, training_rows
 from raydrd.cli import main as raydrd
 from raydrd.errors import InputError
-from raydrd.lists import DARK, POSITIVE, SUSPECT
+from raydrd.methods.lists import DARK, POSITIVE, SUSPECT
+from raydrd.spine.storage import Folder
 from raydrd.stages.adopt import model_folder
-from raydrd.storage import Folder
 from raydrd.training.plan import TrainConfig, batch_of
 from tests.recipes import LISTS, METRIC, SCALE, run_toy, settings, steps
 from tests.worlds import toy_collection

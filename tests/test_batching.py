@@ -15,7 +15,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from raydrd.batching import SpecialTokens, longest_first, pad, token_batches
+from raydrd.models.batching import SpecialTokens, longest_first, pad, token_batches
 from tests.worlds import FILLER, SUBJECTS, tiny_tokenizer
 
 WORDS = [word for words in SUBJECTS.values() for word in words] + list(FILLER)

@@ -15,9 +15,9 @@ from raydrd.benchmark.inputs import Texts, pair_rows
 from raydrd.benchmark.main import main
 from raydrd.benchmark.pool import ACTORS, PLAIN, START, on_ray, shards_of
 from raydrd.benchmark.sides import closeness
-from raydrd.encoders import load_tower
-from raydrd.layout import read_layout
-from raydrd.storage import Folder
+from raydrd.models.encoders import load_tower
+from raydrd.models.layout import read_layout
+from raydrd.spine.storage import Folder
 
 
 def test_operations_of_two_sequences() -> None:

@@ -161,7 +161,7 @@ def test_check(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_evaluate_measures_what_the_run_reported(
     toy_run: dict[str, Any], toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raydrd.precision.cpu_has_bf16", lambda: False)
+    monkeypatch.setattr("raydrd.spine.precision.cpu_has_bf16", lambda: False)
     home, data = str(toy_run["folder"] / "model"), str(toy / "data")
     more = ["--store", str(tmp_path / "store"), "--ray", "off"]
     assert main(["evaluate", home, "--data", data, "--json", str(tmp_path / "m.json"), *more]) == 0

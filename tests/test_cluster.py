@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-import raydrd.cluster as cluster_module
-from raydrd.cluster import Cluster, Pool, available_cores, plan_pool
+import raydrd.spine.cluster as cluster_module
 from raydrd.config import Resources
 from raydrd.errors import InputError, StageError
-from raydrd.quiet import keep_logs
-from raydrd.storage import Folder
+from raydrd.spine.cluster import Cluster, Pool, available_cores, plan_pool
+from raydrd.spine.quiet import keep_logs
+from raydrd.spine.storage import Folder
 from tests.workers import Doubler, Unbuildable
 
 

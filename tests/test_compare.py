@@ -19,12 +19,12 @@ from raydrd import slices
 from raydrd.cli import main
 from raydrd.comparing import CHANGED, compare_runs
 from raydrd.errors import InputError
-from raydrd.parts import Parts, part_name
 from raydrd.report import versus
 from raydrd.slices import bins, overlap
+from raydrd.spine.parts import Parts, part_name
+from raydrd.spine.storage import Folder
+from raydrd.spine.tables import CORPUS, QUERIES
 from raydrd.statistics import bootstrap_interval, compare, holm, paired_bootstrap
-from raydrd.storage import Folder
-from raydrd.tables import CORPUS, QUERIES
 
 EVIL = "</script><img src=x onerror=alert(1)> 100% of $5 & a_b #1 {x} ~^\\ \x1b[31m"
 SAMPLES = 500

@@ -88,7 +88,7 @@ def nothing_is_touched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for place in (
         "raydrd.stages.adopt.find_model",
         "raydrd.flow.teachers.find_model",
-        "raydrd.rerankers.has_head",
+        "raydrd.models.rerankers.has_head",
         "raydrd.flow.lab.digest",
         "raydrd.data.pydocs.identity",
         "socket.socket.connect",

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from raydrd.config import validate
-from raydrd.dark import MASK, Dark, DarkText, band, build, choose, entropy, rebuild
 from raydrd.errors import InputError
+from raydrd.methods.dark import MASK, Dark, DarkText, band, build, choose, entropy, rebuild
 
 NEGATIVE = "the bank raised fees on all student accounts in march this year"
 POSITIVE = "students can avoid the monthly fee by keeping a balance of 500 dollars in the account"

@@ -14,7 +14,7 @@ from raydrd.data.collect import check, collect
 from raydrd.data.findings import SHOWN, Findings
 from raydrd.data.spec import Data
 from raydrd.errors import InputError
-from raydrd.storage import Folder
+from raydrd.spine.storage import Folder
 
 HEADER = "query-id\tcorpus-id\tscore\n"
 

@@ -19,9 +19,9 @@ from raydrd.data.guess import guess
 from raydrd.data.ids import Ids, fingerprint
 from raydrd.data.spec import Data
 from raydrd.errors import InputError
-from raydrd.parts import part_name
-from raydrd.storage import Folder
-from raydrd.tables import CANDIDATES, CORPUS, QUERIES, check
+from raydrd.spine.parts import part_name
+from raydrd.spine.storage import Folder
+from raydrd.spine.tables import CANDIDATES, CORPUS, QUERIES, check
 
 HEADER = "query-id\tcorpus-id\tscore\n"
 LINE_ENDS = "one\u2028two\u0085three\x0cfour\rfive"  # everything str.splitlines would cut at, but no "\n"

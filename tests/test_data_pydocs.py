@@ -12,7 +12,7 @@ from raydrd.data import pydocs
 from raydrd.data.pydocs import Root
 from raydrd.data.spec import Data
 from raydrd.errors import InputError
-from raydrd.storage import Folder
+from raydrd.spine.storage import Folder
 
 SUMMARY = "Return the {} thing, e.g. from os.path, of a tree."
 REST = "This passage about {} goes on\n    over two lines " + "with word after word " * 5 + "to its end."

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from raydrd.devices import inference, prepare
-from raydrd.encoders import load_tower
-from raydrd.layout import read_layout
+from raydrd.models.devices import inference, prepare
+from raydrd.models.encoders import load_tower
+from raydrd.models.layout import read_layout
 
 CPU = torch.device("cpu")
 

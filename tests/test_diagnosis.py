@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raydrd.diagnosis import fit_temperature, scale_problem, spread, verdict
+from raydrd.methods.diagnosis import fit_temperature, scale_problem, spread, verdict
 from raydrd.statistics import Comparison
 
 Lists = list[np.ndarray[Any, Any]]

@@ -13,7 +13,7 @@ from raydrd.dry import Plan, plan, render
 from raydrd.errors import InputError
 from raydrd.flow.lab import open_lab
 from raydrd.session import dry_run, read_config
-from raydrd.store import Store
+from raydrd.spine.store import Store
 from tests.conftest import write_config
 
 

@@ -13,9 +13,9 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from raydrd.encoders import BiEncoder, cut, kept_layers, load_biencoder, load_tower, pool, save_biencoder, untie
 from raydrd.errors import InputError
-from raydrd.layout import Layout, read_layout
+from raydrd.models.encoders import BiEncoder, cut, kept_layers, load_biencoder, load_tower, pool, save_biencoder, untie
+from raydrd.models.layout import Layout, read_layout
 from tests.worlds import tiny_encoder
 
 TEXTS = ["wave and tide", "oven", "the planet of some old comet with a telescope", "judge court verdict lawyer"]

@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from raydrd.cluster import Cluster
 from raydrd.config import Resources
-from raydrd.storage import Folder
-from raydrd.store import Store
+from raydrd.spine.cluster import Cluster
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Store
 from tests.conftest import write_config
 from tests.test_training import make_job
 from tests.worlds import FILLER, SUBJECTS

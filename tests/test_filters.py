@@ -9,7 +9,7 @@ import pytest
 
 from raydrd.config import validate
 from raydrd.errors import InputError
-from raydrd.filters import Filter, hidden_positive_recall, quantile_of_round, scale, suspects, threshold
+from raydrd.methods.filters import Filter, hidden_positive_recall, quantile_of_round, scale, suspects, threshold
 
 POS = np.arange(11.0)
 NAN = float("nan")

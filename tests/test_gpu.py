@@ -14,19 +14,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from raydrd.batching import SpecialTokens
 from raydrd.benchmark.inputs import Texts
 from raydrd.benchmark.sides import embedder
-from raydrd.cluster import Cluster
 from raydrd.config import Resources
-from raydrd.layout import read_layout
-from raydrd.objectives import Losses, Ordered
-from raydrd.parts import Parts, part_name
-from raydrd.precision import Precision
+from raydrd.methods.objectives import Losses, Ordered
+from raydrd.models.batching import SpecialTokens
+from raydrd.models.layout import read_layout
+from raydrd.spine.cluster import Cluster
+from raydrd.spine.parts import Parts, part_name
+from raydrd.spine.precision import Precision
+from raydrd.spine.storage import Folder
+from raydrd.spine.tables import LISTS
 from raydrd.stages.embed import Embedder
 from raydrd.stages.search import top_k
-from raydrd.storage import Folder
-from raydrd.tables import LISTS
 from raydrd.training.comm import Alone, Ranks
 from raydrd.training.loop import Job, train_loop
 from raydrd.training.plan import TrainConfig
@@ -217,7 +217,7 @@ def test_training_in_bf16_follows_fp32(toy: Path, tmp_path: Path, stores: dict[s
 def test_pooling_and_special_tokens_are_those_of_the_cpu(toy: Path, stores: dict[str, Texts], cuda: torch.device) -> None:
     from transformers import AutoTokenizer
 
-    from raydrd.encoders import load_tower
+    from raydrd.models.encoders import load_tower
 
     layout = read_layout(toy / "student")
     tower = load_tower(toy / "student", layout, "passage")

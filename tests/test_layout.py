@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from raydrd import layout as layout_module
 from raydrd.errors import InputError
-from raydrd.layout import Layout, find_model, folder_digest, read_layout, write_layout
+from raydrd.models import layout as layout_module
+from raydrd.models.layout import Layout, find_model, folder_digest, read_layout, write_layout
 
 OLD = "sentence_transformers.models"
 NEW = "sentence_transformers.sentence_transformer.modules"

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raydrd.additions import resolve
 from raydrd.config import validate
 from raydrd.errors import InputError
-from raydrd.lists import POSITIVE, AroundPairs, Confusing, GradedList, Row, TopAndSampled, TrainingList
-from raydrd.neighbours import NeighbourPairs
+from raydrd.methods.additions import resolve
+from raydrd.methods.lists import POSITIVE, AroundPairs, Confusing, GradedList, Row, TopAndSampled, TrainingList
+from raydrd.methods.neighbours import NeighbourPairs
 
 
 def row(size: int = 200, *, positives: tuple[int, ...] = (), query_id: Any = "q1") -> Row:
@@ -144,7 +144,7 @@ DRAW = [1, 4, 14, 15, 19]  # written down once: a change here changes every list
 
 def test_a_draw_is_the_same_everywhere() -> None:
     code = (
-        "import numpy as np; from raydrd.lists import Row; e = np.zeros(0, dtype=np.float32);"
+        "import numpy as np; from raydrd.methods.lists import Row; e = np.zeros(0, dtype=np.float32);"
         "r = Row('q1', 0, e.astype(np.int64), e, e);"
         "print(r.sample(np.arange(20), 5, seed=4680, salt='hard').tolist())"
     )

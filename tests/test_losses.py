@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raydrd.losses import Loss, contrastive, in_batch, lambda_mrr, listwise_kl, logistic, margin_mse, pair_kl
+from raydrd.methods.losses import Loss, contrastive, in_batch, lambda_mrr, listwise_kl, logistic, margin_mse, pair_kl
 
 TOLERANCE = 1e-6
 

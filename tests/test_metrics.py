@@ -10,7 +10,7 @@ import pytest
 
 from raydrd.errors import InputError
 from raydrd.metrics import canonical, judged, means, per_query
-from raydrd.tables import CANDIDATES, QUERIES
+from raydrd.spine.tables import CANDIDATES, QUERIES
 
 
 def _queries(grades: list[dict[int, int]]) -> pa.Table:

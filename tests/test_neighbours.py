@@ -9,8 +9,8 @@ import pytest
 
 from raydrd.config import validate
 from raydrd.errors import InputError
-from raydrd.lists import Row
-from raydrd.neighbours import NeighbourPairs, available
+from raydrd.methods.lists import Row
+from raydrd.methods.neighbours import NeighbourPairs, available
 
 
 def row(size: int, *, query_id: str = "q1", shuffle: int = 0) -> Row:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from raydrd.lists import DARK, POSITIVE, SUSPECT
-from raydrd.losses import Loss
-from raydrd.objectives import Contrastive, Distil, DuelBatch, Duels, ListBatch, Losses, MarginMSE, Ordered, Pairwise
-from raydrd.pacing import SelfPaced
+from raydrd.methods.lists import DARK, POSITIVE, SUSPECT
+from raydrd.methods.losses import Loss
+from raydrd.methods.objectives import Contrastive, Distil, DuelBatch, Duels, ListBatch, Losses, MarginMSE, Ordered, Pairwise
+from raydrd.methods.pacing import SelfPaced
 from raydrd.training.comm import Alone
 
 NAN = math.nan

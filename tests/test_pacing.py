@@ -11,7 +11,7 @@ import torch
 
 from raydrd.config import Resources, validate
 from raydrd.errors import InputError
-from raydrd.pacing import SelfPaced, check_batches, confidence, delta, gate, share
+from raydrd.methods.pacing import SelfPaced, check_batches, confidence, delta, gate, share
 
 CONFIDENCES = [0.05, 0.12, 0.31, 0.40, 0.52, 0.63, 0.71, 0.80, 0.93, 0.99]
 STEPS = [0, 150, 300, 450, 600, 1000]

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raydrd.parts import Chain, Parts, TokenReader, VectorReader, found_ranges, part_name, ranges
-from raydrd.storage import Folder
-from raydrd.tables import CORPUS, TOKENS, check, vectors
+from raydrd.spine.parts import Chain, Parts, TokenReader, VectorReader, found_ranges, part_name, ranges
+from raydrd.spine.storage import Folder
+from raydrd.spine.tables import CORPUS, TOKENS, check, vectors
 
 CUTS = [(0, 4), (4, 5), (5, 12)]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from raydrd.dark import band
-from raydrd.lists import DARK, POSITIVE
+from raydrd.methods.dark import band
+from raydrd.methods.lists import DARK, POSITIVE
 from raydrd.stages.shards import parts_of
 from tests.recipes import (
     LISTS,

@@ -43,10 +43,10 @@ def test_the_stages_tell_the_papers_story(toy_run: dict[str, Any]) -> None:
         "train step 3: 20/0/0",
     ]
     assert told.count("evaluate") == 3 + 4 + 4  # preflight, dev before and after each step, the four systems on test
-    from raydrd.cluster import Cluster
     from raydrd.config import Resources
-    from raydrd.storage import Folder
-    from raydrd.store import Store
+    from raydrd.spine.cluster import Cluster
+    from raydrd.spine.storage import Folder
+    from raydrd.spine.store import Store
 
     keep = Store(Folder.of(toy_run["store"]), Cluster(Resources(ray="off")))
     trained = [keep.find("train", s["id"]) for s in toy_run["stages"] if s["name"] == "train"]

@@ -12,8 +12,8 @@ import torch
 
 import raydrd.training.words as words_module
 from raydrd.errors import InputError
-from raydrd.lists import POSITIVE, SUSPECT
-from raydrd.wordmaps import TeacherMaps
+from raydrd.methods.lists import POSITIVE, SUSPECT
+from raydrd.methods.wordmaps import TeacherMaps
 from tests.recipes import (
     LISTS,
     METRIC,

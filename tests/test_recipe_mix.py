@@ -11,7 +11,7 @@ import pytest
 from raydrd.config import validate
 from raydrd.errors import InputError
 from raydrd.flow.lab import check_setting
-from raydrd.lists import DARK, POSITIVE, SUSPECT
+from raydrd.methods.lists import DARK, POSITIVE, SUSPECT
 from raydrd.recipes import RECIPES
 from raydrd.session import read_config
 from tests.recipes import (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from raydrd.flow.teach import teach
-from raydrd.neighbours import available
+from raydrd.methods.neighbours import available
 from tests.recipes import (
     METRIC,
     SCALE,

@@ -13,12 +13,12 @@ import pytest
 
 from raydrd.card import model_card
 from raydrd.cli import EPILOG, main
-from raydrd.layout import Layout
+from raydrd.models.layout import Layout
 from raydrd.recipes import RECIPES
 from raydrd.report import curve, method, summary
 from raydrd.report.page import excerpt, render, write_page
 from raydrd.report.table import final_table
-from raydrd.storage import Folder
+from raydrd.spine.storage import Folder
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'&lt;"
 

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from raydrd.batching import SpecialTokens
 from raydrd.errors import InputError
-from raydrd.lists import POSITIVE
-from raydrd.objectives import Contrastive, Distil, Duels, Losses, MarginMSE, Ordered
-from raydrd.parts import Parts, TokenReader, part_name
-from raydrd.rerankers import has_head, load_reranker, make_reranker, save_reranker
-from raydrd.storage import Folder
-from raydrd.tables import LISTS, TOKENS
+from raydrd.methods.lists import POSITIVE
+from raydrd.methods.objectives import Contrastive, Distil, Duels, Losses, MarginMSE, Ordered
+from raydrd.models.batching import SpecialTokens
+from raydrd.models.rerankers import has_head, load_reranker, make_reranker, save_reranker
+from raydrd.spine.parts import Parts, TokenReader, part_name
+from raydrd.spine.storage import Folder
+from raydrd.spine.tables import LISTS, TOKENS
 from raydrd.training import checkpoint
 from raydrd.training.comm import Alone
 from raydrd.training.loop import Job, Step, Texts, train_loop

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raydrd.lists import DARK, POSITIVE, SUSPECT
-from raydrd.objectives import DuelBatch, ListBatch
-from raydrd.parts import Parts, part_name
-from raydrd.storage import Folder
-from raydrd.tables import LISTS, vectors
+from raydrd.methods.lists import DARK, POSITIVE, SUSPECT
+from raydrd.methods.objectives import DuelBatch, ListBatch
+from raydrd.spine.parts import Parts, part_name
+from raydrd.spine.storage import Folder
+from raydrd.spine.tables import LISTS, vectors
 from raydrd.training.sources import ListExamples, ListSource
 
 NAN = float("nan")

@@ -11,13 +11,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raydrd.cluster import Cluster
 from raydrd.data.collect import digest
 from raydrd.data.spec import Data
 from raydrd.errors import InputError, StageError
-from raydrd.layout import Layout, read_layout
-from raydrd.lists import GradedList
-from raydrd.parts import VectorReader, part_name, ranges
+from raydrd.methods.lists import GradedList
+from raydrd.models.layout import Layout, read_layout
+from raydrd.spine.cluster import Cluster
+from raydrd.spine.parts import VectorReader, part_name, ranges
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Located, Store, Work, stage
+from raydrd.spine.tables import CANDIDATES, SCORED, vectors
 from raydrd.stages import search as search_stage
 from raydrd.stages.adopt import Student, adopt, located, model_folder, wanted_layout
 from raydrd.stages.assemble import assemble
@@ -29,9 +32,6 @@ from raydrd.stages.search import bm25_index, bm25_search, join_candidates, searc
 from raydrd.stages.shards import parts_of
 from raydrd.stages.ship import build_index, verify_export
 from raydrd.stages.tokenize import tokenize
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Located, Store, Work, stage
-from raydrd.tables import CANDIDATES, SCORED, vectors
 from tests.worlds import subject_overlap, tiny_encoder
 
 
@@ -295,7 +295,7 @@ def test_a_run_that_leaves_queries_out_is_not_joined_by_place(store: Store) -> N
 
 
 def _score(store: Store, teacher: Path, data: Artifact, candidates: Artifact, *, max_length: int = 64) -> Artifact:
-    from raydrd.layout import folder_digest
+    from raydrd.models.layout import folder_digest
 
     made = store.run(import_teacher, source=Located(folder_digest(teacher), teacher))
     known = Located(made.metrics["tokenizer"], (model_folder(made), ""))
@@ -523,7 +523,7 @@ def test_an_export_that_plain_tools_read_otherwise_fails(store: Store, toy: Path
     data, model = open_data(store, toy / "data"), open_model(store, toy / "student")
     _verify(with_resources(store, Path(store.root.uri).parent / "good"), model, data)
     # Whatever goes wrong between the two, here our own pooling is another one than the folder tells the world.
-    import raydrd.encoders as module
+    import raydrd.models.encoders as module
 
     monkeypatch.setattr(module, "pool", lambda states, mask, how: states[:, 0])
     with pytest.raises(StageError, match=r"export: plain sentence-transformers gives other vectors \(difference"):

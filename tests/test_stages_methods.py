@@ -11,14 +11,17 @@ import pyarrow as pa
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-from raydrd.batching import SpecialTokens
-from raydrd.dark import MASK, Dark, rebuild
 from raydrd.errors import InputError
-from raydrd.filters import Filter
-from raydrd.layout import folder_digest
-from raydrd.lists import Confusing, TopAndSampled
-from raydrd.neighbours import NeighbourPairs
-from raydrd.parts import Parts, part_name, ranges
+from raydrd.methods.dark import MASK, Dark, rebuild
+from raydrd.methods.filters import Filter
+from raydrd.methods.lists import Confusing, TopAndSampled
+from raydrd.methods.neighbours import NeighbourPairs
+from raydrd.models.batching import SpecialTokens
+from raydrd.models.layout import folder_digest
+from raydrd.spine.parts import Parts, part_name, ranges
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Located, Store, Work, canonical
+from raydrd.spine.tables import CANDIDATES, PAIRS, SCORED
 from raydrd.stages.assemble import COUNTS, ENTROPIES, Assembler, anchor, assemble
 from raydrd.stages.combine import NOT_FOUND, Completer, blend, learn_threshold, with_positives
 from raydrd.stages.dark import Writer, dark_candidates, write_dark
@@ -27,9 +30,6 @@ from raydrd.stages.load import table
 from raydrd.stages.score import PairScorer, VectorScorer, import_teacher, queries_per_shard, score_pairs, score_vectors
 from raydrd.stages.shards import parts_of, pending
 from raydrd.stages.tokenize import tokenize
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Located, Store, Work, canonical
-from raydrd.tables import CANDIDATES, PAIRS, SCORED
 from tests.recipes import inputs, rows, table_rows
 from tests.test_stages import open_data, put, put_vectors, with_resources
 from tests.worlds import tiny_tokenizer

@@ -16,11 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from raydrd.cluster import Cluster
 from raydrd.config import Resources
 from raydrd.errors import InputError
-from raydrd.storage import Folder, _filesystem, cache_home
-from raydrd.store import MANIFEST, Store, Work, stage
+from raydrd.spine.cluster import Cluster
+from raydrd.spine.storage import Folder, _filesystem, cache_home
+from raydrd.spine.store import MANIFEST, Store, Work, stage
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_an_address_with_credentials_is_refused(address: str) -> None:
 
 WRITER = """
 import sys, time
-from raydrd.storage import Folder
+from raydrd.spine.storage import Folder
 folder = Folder.of(sys.argv[1])
 folder.write_bytes("whole", b"1")
 with folder.writing("half") as stream:

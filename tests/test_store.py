@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from raydrd.cluster import Cluster
 from raydrd.config import Frozen, Resources
 from raydrd.errors import StageError
+from raydrd.spine.cluster import Cluster
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import MANIFEST, Artifact, Located, Store, Work, canonical, identify, stage
 from raydrd.stages.shards import parts_of, pending
-from raydrd.storage import Folder
-from raydrd.store import MANIFEST, Artifact, Located, Store, Work, canonical, identify, stage
 
 
 class Rule(Frozen):

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from raydrd.answers import AnswerModel, pointwise_scores
 from raydrd.errors import InputError
 from raydrd.flow.lab import Lab
 from raydrd.flow.retrieve import mine, retrieve
 from raydrd.flow.teach import duels, ready, scored_candidates, teach, teacher_run
-from raydrd.neighbours import NeighbourPairs
-from raydrd.prompts import DUOT5, MONOT5, assemble
+from raydrd.methods.neighbours import NeighbourPairs
+from raydrd.models.answers import AnswerModel, pointwise_scores
+from raydrd.models.prompts import DUOT5, MONOT5, assemble
+from raydrd.spine.store import Artifact
 from raydrd.stages.adopt import model_folder
-from raydrd.store import Artifact
 from tests.recipes import LISTS, SCALE, inputs, open_toy, rows, run_recipe, settings, steps, table_rows
 from tests.test_answers import _model as language_model
 

@@ -15,9 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from raydrd.batching import SpecialTokens
-from raydrd.lists import DARK, POSITIVE, SUSPECT
-from raydrd.objectives import (
+from raydrd.methods.lists import DARK, POSITIVE, SUSPECT
+from raydrd.methods.objectives import (
     Contrastive,
     Distil,
     ListBatch,
@@ -27,17 +26,18 @@ from raydrd.objectives import (
     Pairwise,
     SameVectors,
 )
-from raydrd.pacing import SelfPaced
-from raydrd.parts import Chain, Parts, part_name
-from raydrd.storage import Folder
-from raydrd.tables import LISTS, TOKENS, vectors
+from raydrd.methods.pacing import SelfPaced
+from raydrd.methods.wordmaps import WordMaps
+from raydrd.models.batching import SpecialTokens
+from raydrd.spine.parts import Chain, Parts, part_name
+from raydrd.spine.storage import Folder
+from raydrd.spine.tables import LISTS, TOKENS, vectors
 from raydrd.training import checkpoint
 from raydrd.training.comm import Alone
 from raydrd.training.loop import Job, Step, Texts, adamw, train_loop
 from raydrd.training.plan import TrainConfig, batch_of, epochs_of, step_seed
 from raydrd.training.sources import ListExamples, ListSource, TextExamples
 from raydrd.training.words import Words, WordTeacher, chosen
-from raydrd.wordmaps import WordMaps
 from tests.worlds import tiny_cross_encoder, tiny_encoder
 
 CPU = torch.device("cpu")
@@ -158,9 +158,9 @@ def gradients(
     job: Job, *, seed: int = 0, progress: float = 0.0, comm: Any = None
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Gradients and losses of the first step, by the loop's own parts; with `comm` those of all ranks together."""
-    from raydrd.encoders import load_biencoder
-    from raydrd.layout import read_layout
-    from raydrd.parts import TokenReader
+    from raydrd.models.encoders import load_biencoder
+    from raydrd.models.layout import read_layout
+    from raydrd.spine.parts import TokenReader
 
     path = job.start.local_folder()
     model = load_biencoder(path).train()
@@ -281,9 +281,9 @@ def test_cached_gradients_with_dropout_see_the_same_dropout_twice(tmp_path: Path
 
 
 def _by_hand_with_dropout(job: Job, *, seed: int) -> dict[str, Tensor]:
-    from raydrd.encoders import load_biencoder
-    from raydrd.layout import read_layout
-    from raydrd.parts import TokenReader
+    from raydrd.models.encoders import load_biencoder
+    from raydrd.models.layout import read_layout
+    from raydrd.spine.parts import TokenReader
 
     path = job.start.local_folder()
     model = load_biencoder(path).train()
@@ -316,9 +316,9 @@ def test_the_step_is_a_slow_loop_over_plain_tensors(tmp_path: Path) -> None:
     """Loss and gradient of a step from nothing but the model and the lists: no batching, no padding, no sharing."""
     from transformers import AutoTokenizer
 
-    from raydrd.encoders import load_biencoder
-    from raydrd.losses import lambda_mrr
-    from raydrd.parts import TokenReader
+    from raydrd.methods.losses import lambda_mrr
+    from raydrd.models.encoders import load_biencoder
+    from raydrd.spine.parts import TokenReader
 
     job = make_job(tmp_path)
     found, losses = gradients(job)
@@ -405,7 +405,7 @@ def test_epochs_become_steps() -> None:
 
 
 def test_weight_decay_is_for_matrices(tmp_path: Path) -> None:
-    from raydrd.encoders import load_biencoder
+    from raydrd.models.encoders import load_biencoder
 
     model = load_biencoder(tiny_encoder(tmp_path / "m"))
     optimizer = adamw(model, TrainConfig(learning_rate=1, train_batch_size=1, max_steps=1, weight_decay=0.3))
@@ -476,7 +476,7 @@ def test_a_run_that_dies_goes_on_to_the_very_same_weights(
 
 
 def test_a_checkpoint_holds_weights_moments_and_curve(tmp_path: Path) -> None:
-    from raydrd.encoders import load_biencoder
+    from raydrd.models.encoders import load_biencoder
 
     config = TrainConfig(learning_rate=1e-2, train_batch_size=1, max_steps=9)
     folder = Folder.of(tmp_path / "c")

@@ -16,9 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, DebertaV2Config, DebertaV2ForSequenceClassification
 
-from raydrd.batching import SpecialTokens
 from raydrd.errors import InputError
-from raydrd.wordmaps import (
+from raydrd.methods.wordmaps import (
     TeacherMaps,
     WordMaps,
     content_ids,
@@ -28,6 +27,7 @@ from raydrd.wordmaps import (
     student_maps,
     word_loss,
 )
+from raydrd.models.batching import SpecialTokens
 from tests.worlds import tiny_cross_encoder, tiny_tokenizer
 
 THERE = [[0.30, 0.10, 0.10], [0.05, 0.20, 0.0]]

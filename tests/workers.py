@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from raydrd.errors import InputError
-from raydrd.storage import Folder
+from raydrd.spine.storage import Folder
 
 
 class Doubler:

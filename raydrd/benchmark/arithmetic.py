@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from raydrd.precision import Precision
+from raydrd.spine.precision import Precision
 
 
 @dataclass(frozen=True)

@@ -37,16 +37,16 @@ from raydrd.benchmark.margins import Rows, Taken, take, training_rows
 from raydrd.errors import InputError
 from raydrd.metrics import per_query
 from raydrd.naming import resolve
-from raydrd.parts import Parts
-from raydrd.progress import say
-from raydrd.provenance import provenance
 from raydrd.slices import traits
+from raydrd.spine.parts import Parts
+from raydrd.spine.progress import say
+from raydrd.spine.provenance import provenance
+from raydrd.spine.storage import Folder
+from raydrd.spine.tables import CANDIDATES
 from raydrd.stages.adopt import model_folder
 from raydrd.stages.load import table
 from raydrd.stages.search import QUERY_BLOCK, top_k
 from raydrd.statistics import bootstrap_interval
-from raydrd.storage import Folder
-from raydrd.tables import CANDIDATES
 
 RECIPE = "sentence-transformers"  # what a baseline's report says in the place of a recipe
 LIBRARIES = ("sentence-transformers", "datasets", "accelerate")

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from raydrd.data.collect import collect
 from raydrd.data.guess import guess
 from raydrd.data.spec import Data
-from raydrd.layout import Layout
-from raydrd.parts import Parts, part_name
+from raydrd.models.layout import Layout
+from raydrd.spine.parts import Parts, part_name
+from raydrd.spine.storage import Folder
+from raydrd.spine.tables import CORPUS
 from raydrd.stages.tokenize import Tokenizer
-from raydrd.storage import Folder
-from raydrd.tables import CORPUS
 
 PASSAGES_PER_QUERY = 10
 SEED = 0

@@ -62,12 +62,12 @@ def measure(options: argparse.Namespace, *, command: str) -> dict[str, Any]:
     from raydrd.benchmark import inputs, page, pool, sides
     from raydrd.benchmark.arithmetic import peak
     from raydrd.benchmark.quality import quality
-    from raydrd.cluster import available_cores, set_threads
-    from raydrd.devices import this_device
-    from raydrd.encoders import quiet_transformers
-    from raydrd.layout import find_model, read_layout
-    from raydrd.precision import resolve
-    from raydrd.storage import Folder
+    from raydrd.models.devices import this_device
+    from raydrd.models.encoders import quiet_transformers
+    from raydrd.models.layout import find_model, read_layout
+    from raydrd.spine.cluster import available_cores, set_threads
+    from raydrd.spine.precision import resolve
+    from raydrd.spine.storage import Folder
 
     threads = options.threads or available_cores()
     quiet_transformers()

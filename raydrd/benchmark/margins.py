@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from raydrd.errors import InputError
-from raydrd.layout import Layout
-from raydrd.lists import DARK, POSITIVE
-from raydrd.parts import Parts
+from raydrd.methods.lists import DARK, POSITIVE
+from raydrd.models.layout import Layout
+from raydrd.spine.parts import Parts
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import MANIFEST, Artifact
 from raydrd.stages.adopt import layout_of
 from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of
-from raydrd.storage import Folder
-from raydrd.store import MANIFEST, Artifact
 from raydrd.training.plan import TrainConfig
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from raydrd.benchmark.arithmetic import Rounds
 from raydrd.benchmark.pool import ACTORS, PLAIN, START
 from raydrd.benchmark.sides import THEIRS, TOKENS, Compared
-from raydrd.precision import Precision
-from raydrd.provenance import provenance
+from raydrd.spine.precision import Precision
+from raydrd.spine.provenance import provenance
 
 Peaks = dict[Precision, float]
 

@@ -12,11 +12,11 @@ import torch
 from raydrd.benchmark.arithmetic import Rounds
 from raydrd.benchmark.inputs import Texts
 from raydrd.benchmark.sides import embedder
-from raydrd.cluster import Cluster, Shard
 from raydrd.config import Resources
-from raydrd.parts import part_name, ranges
-from raydrd.precision import Precision
-from raydrd.storage import Folder
+from raydrd.spine.cluster import Cluster, Shard
+from raydrd.spine.parts import part_name, ranges
+from raydrd.spine.precision import Precision
+from raydrd.spine.storage import Folder
 
 PLAIN, ACTORS, START = "plain loop", "actors", "start"
 WARM_UP_ROWS = 64

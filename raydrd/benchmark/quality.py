@@ -11,11 +11,11 @@ import torch
 
 from raydrd.benchmark.inputs import Texts, table
 from raydrd.benchmark.sides import embedder
-from raydrd.layout import read_layout
 from raydrd.metrics import DEFAULT_METRICS, per_query
-from raydrd.precision import Precision
+from raydrd.models.layout import read_layout
+from raydrd.spine.precision import Precision
+from raydrd.spine.storage import Folder
 from raydrd.stages.search import top_k, write_candidates
-from raydrd.storage import Folder
 
 
 def quality(model: Path, collection: Folder, *, work: Folder) -> dict[str, Any]:

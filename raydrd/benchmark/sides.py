@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from raydrd.benchmark.arithmetic import Cost, Rounds, alternate, counting
 from raydrd.benchmark.inputs import Texts
-from raydrd.layout import read_layout
-from raydrd.precision import Precision
+from raydrd.models.layout import read_layout
+from raydrd.spine.precision import Precision
+from raydrd.spine.storage import Folder
 from raydrd.stages.embed import Embedder
 from raydrd.stages.score import CrossEncoderScorer
-from raydrd.storage import Folder
 
 THEIRS, TOKENS = "theirs fp32", "tokenise"
 OURS: tuple[Precision, ...] = ("fp32", "bf16")

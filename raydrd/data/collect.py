@@ -17,9 +17,9 @@ from raydrd.data.layout import Sources, find, places, root_of
 from raydrd.data.spec import Data
 from raydrd.data.survey import Judged, Pairs, Survey, survey
 from raydrd.errors import StageError
-from raydrd.parts import part_name
-from raydrd.storage import Folder
-from raydrd.tables import CANDIDATES, CORPUS, QUERIES
+from raydrd.spine.parts import part_name
+from raydrd.spine.storage import Folder
+from raydrd.spine.tables import CANDIDATES, CORPUS, QUERIES
 
 PART_ROWS = 20_000  # passages, or queries with their candidates, in one file
 SCORES_PART_ROWS = 1_000_000

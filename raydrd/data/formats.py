@@ -29,7 +29,7 @@ from raydrd.data.fields import (
     whole_number,
 )
 from raydrd.data.findings import Findings
-from raydrd.storage import Folder
+from raydrd.spine.storage import Folder
 
 QRELS_HEADER = ["query-id", "corpus-id", "score"]
 

@@ -15,7 +15,7 @@ from raydrd.data.findings import Findings
 from raydrd.data.formats import Judgement, Place, Scored, Text
 from raydrd.data.spec import Data
 from raydrd.errors import InputError
-from raydrd.storage import Folder
+from raydrd.spine.storage import Folder
 
 Row = TypeVar("Row")
 

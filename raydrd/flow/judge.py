@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from raydrd.flow.lab import Lab
+from raydrd.spine.store import Artifact
 from raydrd.stages.evaluate import evaluate
-from raydrd.store import Artifact
 
 
 def judge(lab: Lab, run: Artifact, data: Artifact, name: str, label: str) -> Artifact:

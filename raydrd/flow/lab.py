@@ -9,12 +9,12 @@ from raydrd.data.collect import digest
 from raydrd.data.spec import Data
 from raydrd.errors import InputError
 from raydrd.flow.teachers import Teacher, found_sources, open_teacher
-from raydrd.layout import read_layout
-from raydrd.precision import Precision, resolve
+from raydrd.models.layout import read_layout
 from raydrd.setting import BiEncoderTeacher, Ensemble, PromptedTeacher, ReadyScores, Setting
+from raydrd.spine.precision import Precision, resolve
+from raydrd.spine.store import Artifact, Located, Store
 from raydrd.stages.adopt import adopt, located, wanted_layout
 from raydrd.stages.load import load, make_queries, report_load, sample_dev, sample_queries, table
-from raydrd.store import Artifact, Located, Store
 
 
 @dataclass

@@ -9,14 +9,14 @@ from raydrd.errors import InputError
 from raydrd.flow.judge import judge
 from raydrd.flow.lab import Lab
 from raydrd.flow.retrieve import mine, retrieve, tokens, vectors
-from raydrd.objectives import Contrastive, Losses, SameVectors
-from raydrd.progress import say
+from raydrd.methods.objectives import Contrastive, Losses, SameVectors
+from raydrd.methods.wordmaps import WordMaps
+from raydrd.spine.progress import say
+from raydrd.spine.store import Artifact
 from raydrd.stages.assemble import assemble
 from raydrd.stages.load import sample_dev, table
 from raydrd.stages.train import imitate, train
-from raydrd.store import Artifact
 from raydrd.training.plan import TrainConfig
-from raydrd.wordmaps import WordMaps
 
 
 def dev_metrics(lab: Lab, student: Artifact, label: str) -> dict[str, float] | None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from raydrd.dark import Dark
-from raydrd.filters import Filter
 from raydrd.flow.lab import Lab
 from raydrd.flow.preflight import scale_of
 from raydrd.flow.retrieve import vectors
 from raydrd.flow.teach import teach
 from raydrd.flow.teachers import Teacher
-from raydrd.lists import ListRule
-from raydrd.pacing import Confidence
+from raydrd.methods.dark import Dark
+from raydrd.methods.filters import Filter
+from raydrd.methods.lists import ListRule
+from raydrd.methods.pacing import Confidence
+from raydrd.spine.store import Artifact
 from raydrd.stages.assemble import anchor, assemble
 from raydrd.stages.combine import learn_threshold
 from raydrd.stages.dark import dark_candidates, write_dark
-from raydrd.store import Artifact
 
 
 @dataclass(frozen=True)

@@ -10,21 +10,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raydrd.diagnosis import fit_temperature, scale_problem, spread, verdict
 from raydrd.errors import InputError
 from raydrd.flow.judge import judge
 from raydrd.flow.lab import Lab
 from raydrd.flow.retrieve import bm25, retrieve
 from raydrd.flow.teachers import Teacher
-from raydrd.progress import say
+from raydrd.methods.diagnosis import fit_temperature, scale_problem, spread, verdict
 from raydrd.setting import ReadyScores
+from raydrd.spine.progress import say
+from raydrd.spine.store import Artifact
 from raydrd.stages.load import sample_dev, table
 from raydrd.stages.score import rerank
 from raydrd.stages.search import join_candidates
 from raydrd.stages.shards import parts_of
 from raydrd.stages.trial import labelled_pairs
 from raydrd.statistics import bootstrap_interval, compare
-from raydrd.store import Artifact
 
 _LOWEST, _HIGHEST = 1.1e-3, 0.99e3  # beyond: an end of fit_temperature's range
 PAIRS_A_QUERY = 4

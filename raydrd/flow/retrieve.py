@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from raydrd.errors import InputError
 from raydrd.flow.lab import Lab, searcher
-from raydrd.precision import Precision
-from raydrd.progress import say
+from raydrd.spine.precision import Precision
+from raydrd.spine.progress import say
+from raydrd.spine.store import Artifact, Located, Store
 from raydrd.stages.adopt import layout_of, model_folder
 from raydrd.stages.combine import first_candidates, with_positives
 from raydrd.stages.embed import embed
 from raydrd.stages.load import take_run
 from raydrd.stages.search import bm25_index, bm25_search, join_candidates, search
 from raydrd.stages.tokenize import tokenize
-from raydrd.store import Artifact, Located, Store
 
 
 def tokens(store: Store, model: Artifact, data: Artifact, name: str) -> Artifact:

@@ -9,10 +9,11 @@ from raydrd.flow.lab import Lab
 from raydrd.flow.preflight import preflight, preflight_pairs
 from raydrd.flow.retrieve import bm25, mine, retrieve, tokens, vectors
 from raydrd.flow.teachers import Teacher
-from raydrd.neighbours import NeighbourPairs
-from raydrd.objectives import Contrastive, Duels, Losses
-from raydrd.prompts import prompt_of
+from raydrd.methods.neighbours import NeighbourPairs
+from raydrd.methods.objectives import Contrastive, Duels, Losses
+from raydrd.models.prompts import prompt_of
 from raydrd.setting import BiEncoderTeacher, PromptedTeacher, ReadyScores
+from raydrd.spine.store import Artifact, Located
 from raydrd.stages.adopt import model_folder
 from raydrd.stages.assemble import assemble
 from raydrd.stages.combine import blend
@@ -20,7 +21,6 @@ from raydrd.stages.duel import sample_pairs, score_duels
 from raydrd.stages.score import rerank, score_pairs, score_vectors, take_scores
 from raydrd.stages.search import join_candidates
 from raydrd.stages.train import train, train_reranker
-from raydrd.store import Artifact, Located
 
 
 def scored_candidates(

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydrd.errors import InputError
-from raydrd.layout import find_model, folder_digest, read_layout
+from raydrd.models.layout import find_model, folder_digest, read_layout
 from raydrd.setting import BiEncoderTeacher, CrossEncoderTeacher, Ensemble, PromptedTeacher, ReadyScores, word_reader
+from raydrd.spine.store import Artifact, Located, Store
 from raydrd.stages.adopt import adopt, located, wanted_layout
 from raydrd.stages.score import import_teacher
-from raydrd.store import Artifact, Located, Store
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def found_sources(teachers: tuple[Any, ...]) -> dict[Any, Located]:
     Raises:
         InputError: one cannot be found, or is no reranker and is not to be trained.
     """
-    from raydrd.rerankers import has_head
+    from raydrd.models.rerankers import has_head
 
     sources: dict[Any, Located] = {}
     for one in (member for teacher in teachers for member in getattr(teacher, "members", (teacher,))):
@@ -66,7 +66,7 @@ def found_sources(teachers: tuple[Any, ...]) -> dict[Any, Located]:
 
 def open_teacher(store: Store, cfg: Any, sources: dict[Any, Located]) -> Teacher:
     """The teacher's model in the store, as yet untrained."""
-    from raydrd.rerankers import has_head
+    from raydrd.models.rerankers import has_head
 
     if isinstance(cfg, Ensemble):
         return Teacher(cfg, members=tuple(open_teacher(store, member, sources) for member in cfg.members))

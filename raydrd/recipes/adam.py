@@ -17,18 +17,18 @@ from __future__ import annotations
 from pydantic import Field
 
 from raydrd.config import Frozen
-from raydrd.dark import Dark
 from raydrd.flow.lab import Lab
 from raydrd.flow.learn import distil, started
 from raydrd.flow.listing import listed
 from raydrd.flow.preflight import scale_of
 from raydrd.flow.retrieve import tell_mined_once
 from raydrd.flow.teach import scored_candidates
-from raydrd.lists import TopAndSampled
-from raydrd.objectives import Contrastive, Distil, Losses
-from raydrd.pacing import SelfPaced, check_batches
+from raydrd.methods.dark import Dark
+from raydrd.methods.lists import TopAndSampled
+from raydrd.methods.objectives import Contrastive, Distil, Losses
+from raydrd.methods.pacing import SelfPaced, check_batches
 from raydrd.setting import Setting
-from raydrd.store import Artifact
+from raydrd.spine.store import Artifact
 from raydrd.training.plan import TrainConfig
 
 SUMMARY = "ADAM (ACL Findings 2024): dark examples of moderate relevance, self-paced; from the abstract"

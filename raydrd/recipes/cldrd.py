@@ -23,11 +23,11 @@ from raydrd.config import Frozen
 from raydrd.flow.lab import Lab
 from raydrd.flow.learn import distil, started
 from raydrd.flow.teach import scored_candidates
-from raydrd.lists import GradedList
-from raydrd.objectives import Losses, Ordered
+from raydrd.methods.lists import GradedList
+from raydrd.methods.objectives import Losses, Ordered
 from raydrd.setting import Setting
+from raydrd.spine.store import Artifact
 from raydrd.stages.assemble import assemble
-from raydrd.store import Artifact
 from raydrd.training.plan import TrainConfig
 
 SUMMARY = "CL-DRD (SIGIR 2022): a curriculum over the teacher's order, from coarse to fine"

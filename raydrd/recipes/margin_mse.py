@@ -14,10 +14,10 @@ from raydrd.flow.learn import distil, started
 from raydrd.flow.listing import listed
 from raydrd.flow.preflight import scale_of
 from raydrd.flow.teach import scored_candidates
-from raydrd.lists import TopAndSampled
-from raydrd.objectives import Losses, MarginMSE
+from raydrd.methods.lists import TopAndSampled
+from raydrd.methods.objectives import Losses, MarginMSE
 from raydrd.setting import Setting
-from raydrd.store import Artifact
+from raydrd.spine.store import Artifact
 from raydrd.training.plan import TrainConfig
 
 SUMMARY = "Margin-MSE (2020): the teacher's margins between a positive and its negatives"

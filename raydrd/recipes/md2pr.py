@@ -19,7 +19,6 @@ from pydantic import Field
 
 from raydrd.config import Frozen
 from raydrd.errors import InputError
-from raydrd.filters import Filter
 from raydrd.flow.lab import Lab
 from raydrd.flow.learn import distil, started
 from raydrd.flow.listing import listed
@@ -27,12 +26,13 @@ from raydrd.flow.preflight import scale_of
 from raydrd.flow.retrieve import mine, tell_mined_once
 from raydrd.flow.teach import ready, teach
 from raydrd.flow.teachers import reader
-from raydrd.lists import TopAndSampled
-from raydrd.objectives import Contrastive, Distil, Losses
+from raydrd.methods.filters import Filter
+from raydrd.methods.lists import TopAndSampled
+from raydrd.methods.objectives import Contrastive, Distil, Losses
+from raydrd.methods.wordmaps import WordMaps
 from raydrd.setting import Setting, check_words
-from raydrd.store import Artifact
+from raydrd.spine.store import Artifact
 from raydrd.training.plan import TrainConfig
-from raydrd.wordmaps import WordMaps
 
 SUMMARY = "MD2PR (arXiv 2023): sentence and word level, dynamic false-negative filter; from the abstract"
 

@@ -11,9 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from raydrd.config import Frozen
-from raydrd.dark import Dark
 from raydrd.errors import InputError
-from raydrd.filters import Filter
 from raydrd.flow.lab import Lab
 from raydrd.flow.learn import distil, started
 from raydrd.flow.listing import listed
@@ -21,14 +19,16 @@ from raydrd.flow.preflight import scale_of
 from raydrd.flow.retrieve import tell_mined_once
 from raydrd.flow.teach import duels, scored_candidates
 from raydrd.flow.teachers import reader
-from raydrd.lists import ListRule
-from raydrd.neighbours import NeighbourPairs
-from raydrd.objectives import Contrastive, Distil, Losses, MarginMSE, Pairwise, Term
-from raydrd.pacing import SelfPaced, check_batches
+from raydrd.methods.dark import Dark
+from raydrd.methods.filters import Filter
+from raydrd.methods.lists import ListRule
+from raydrd.methods.neighbours import NeighbourPairs
+from raydrd.methods.objectives import Contrastive, Distil, Losses, MarginMSE, Pairwise, Term
+from raydrd.methods.pacing import SelfPaced, check_batches
+from raydrd.methods.wordmaps import WordMaps
 from raydrd.setting import PairTeacher, Setting, check_words
-from raydrd.store import Artifact
+from raydrd.spine.store import Artifact
 from raydrd.training.plan import TrainConfig
-from raydrd.wordmaps import WordMaps
 
 SUMMARY = "the parts of all papers, freely joined: curriculum + dark examples + pairs + filter is a config"
 

@@ -25,11 +25,11 @@ from raydrd.flow.listing import listed
 from raydrd.flow.preflight import scale_of
 from raydrd.flow.retrieve import tell_mined_once
 from raydrd.flow.teach import duels, scored_candidates
-from raydrd.lists import AroundPairs
-from raydrd.neighbours import NeighbourPairs
-from raydrd.objectives import Contrastive, Distil, Losses, Pairwise
+from raydrd.methods.lists import AroundPairs
+from raydrd.methods.neighbours import NeighbourPairs
+from raydrd.methods.objectives import Contrastive, Distil, Losses, Pairwise
 from raydrd.setting import PairTeacher, Setting
-from raydrd.store import Artifact
+from raydrd.spine.store import Artifact
 from raydrd.training.plan import TrainConfig
 
 SUMMARY = "PairDistill (EMNLP 2024): pairwise preferences between neighbours, mined again in rounds"

@@ -27,10 +27,10 @@ from raydrd.flow.listing import listed
 from raydrd.flow.preflight import scale_of
 from raydrd.flow.retrieve import mine, tell_mined_once
 from raydrd.flow.teach import ready, teach, trained_teacher
-from raydrd.lists import Confusing, TopAndSampled
-from raydrd.objectives import Contrastive, Distil, Losses
+from raydrd.methods.lists import Confusing, TopAndSampled
+from raydrd.methods.objectives import Contrastive, Distil, Losses
 from raydrd.setting import AnyTeacher, BiEncoderTeacher, Setting
-from raydrd.store import Artifact
+from raydrd.spine.store import Artifact
 from raydrd.training.plan import TrainConfig
 
 SUMMARY = "PROD (WWW 2023): progressive teachers, then progressive data, anchored to the student of before"

@@ -10,7 +10,7 @@ from typing import Any
 from raydrd.report import summary, versus
 from raydrd.report.template import template
 from raydrd.report.versus import ALPHA, aligned, is_clear, p_text
-from raydrd.storage import Folder
+from raydrd.spine.storage import Folder
 
 _NAMED = 3  # variants of one kind that the verdict names
 

@@ -12,7 +12,7 @@ from raydrd.report import summary
 
 _COLUMNS = 100  # of a terminal
 _NAME = 36  # columns of a teacher's name in a terminal line
-_LOWEST, _HIGHEST = 0.0011, 990.0  # a fitted temperature outside of these is an end of its range (raydrd.diagnosis)
+_LOWEST, _HIGHEST = 0.0011, 990.0  # a fitted temperature outside of these is an end of its range (raydrd.methods.diagnosis)
 
 
 def preflights(report: Mapping[str, Any]) -> list[dict[str, Any]]:

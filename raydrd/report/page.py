@@ -9,7 +9,7 @@ import yaml
 
 from raydrd.report import curve, method, summary
 from raydrd.report.template import template
-from raydrd.storage import Folder
+from raydrd.spine.storage import Folder
 
 _TEXT = 300  # characters of a passage that are shown
 _WIDE, _NARROW = 820, 350  # px of the chart on a screen and on a phone

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from raydrd.config import Frozen
-from raydrd.layout import Layout, describe, find_model, folder_digest, read_layout
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Located, Work, stage
+from raydrd.models.layout import Layout, describe, find_model, folder_digest, read_layout
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Located, Work, stage
 
 
 class Model(Frozen):
@@ -59,7 +59,7 @@ def wanted_layout(model: Model, found: Layout) -> Layout:
 @stage(version=1)
 def adopt(work: Work, *, source: Located, layout: Layout, layers: int | list[int] | None) -> dict[str, Any]:
     """A sentence-transformers folder under `model/`, with `layout`, cut to `layers`."""
-    from raydrd.encoders import cut, load_biencoder, save_biencoder, untie
+    from raydrd.models.encoders import cut, load_biencoder, save_biencoder, untie
 
     original = read_layout(source.where)
     model = load_biencoder(source.where)

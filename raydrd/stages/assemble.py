@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raydrd.additions import Threshold, add_dark, in_band, mark_suspects, resolve, sureness
-from raydrd.dark import Dark, entropy
-from raydrd.filters import Filter
-from raydrd.lists import DARK, POSITIVE, SUSPECT, ListRule, Row, TrainingList
-from raydrd.pacing import Confidence
-from raydrd.parts import Chain, Parts, VectorReader
+from raydrd.methods.additions import Threshold, add_dark, in_band, mark_suspects, resolve, sureness
+from raydrd.methods.dark import Dark, entropy
+from raydrd.methods.filters import Filter
+from raydrd.methods.lists import DARK, POSITIVE, SUSPECT, ListRule, Row, TrainingList
+from raydrd.methods.pacing import Confidence
+from raydrd.spine.parts import Chain, Parts, VectorReader
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Work, stage
+from raydrd.spine.tables import LISTS
 from raydrd.stages.load import table
 from raydrd.stages.shards import chain_of, parts_of, pending, rows_written, total_counts, write_counted
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Work, stage
-from raydrd.tables import LISTS
 
 COUNTS = ("suspects", "negatives", "dark", "in_band", "pairs", "labelled")
 ENTROPIES = ("entropy", "entropy_with_dark", "lists_with_dark")  # nats, summed over the lists with dark examples

@@ -9,14 +9,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raydrd.errors import InputError
-from raydrd.filters import Filter, hidden_positive_recall, scale, threshold
-from raydrd.parts import Parts
+from raydrd.methods.filters import Filter, hidden_positive_recall, scale, threshold
+from raydrd.spine.parts import Parts
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Work, stage
+from raydrd.spine.tables import CANDIDATES, SCORED
 from raydrd.stages.assemble import positives_of, rows_of
 from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of, pending, total_counts, write_counted
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Work, stage
-from raydrd.tables import CANDIDATES, SCORED
 
 NOT_FOUND = float("-inf")  # the retriever's score of a passage it did not find
 

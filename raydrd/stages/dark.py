@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raydrd.dark import Dark, build
-from raydrd.parts import Parts, part_name, ranges
+from raydrd.methods.dark import Dark, build
+from raydrd.spine.parts import Parts, part_name, ranges
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Work, stage
+from raydrd.spine.tables import CANDIDATES, CORPUS, DARK
 from raydrd.stages.assemble import rows_of
 from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of, total_counts, write_counted
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Work, stage
-from raydrd.tables import CANDIDATES, CORPUS, DARK
 
 
 class Writer:

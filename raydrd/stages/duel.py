@@ -8,17 +8,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raydrd.neighbours import NeighbourPairs
-from raydrd.parts import Parts
-from raydrd.precision import Precision
-from raydrd.prompts import Prompt
+from raydrd.methods.neighbours import NeighbourPairs
+from raydrd.models.prompts import Prompt
+from raydrd.spine.parts import Parts
+from raydrd.spine.precision import Precision
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Located, Work, stage
+from raydrd.spine.tables import PAIRS
 from raydrd.stages.assemble import rows_of
 from raydrd.stages.load import table
 from raydrd.stages.score import open_scorer
 from raydrd.stages.shards import chain_of, parts_of, pending, total_counts, write_counted
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Located, Work, stage
-from raydrd.tables import PAIRS
 
 
 class PairSampler:
@@ -87,7 +87,7 @@ class Duellist:
         self.pairs, self.out, self.symmetrize = pairs, out, symmetrize
 
     def _log_p(self, query: NDArray[np.int64], a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
-        from raydrd.answers import pairwise_log_p
+        from raydrd.models.answers import pairwise_log_p
 
         gaps = self.scorer.scores(query, a, b)
         if not np.isfinite(gaps).all():
@@ -100,7 +100,7 @@ class Duellist:
         counts = left.value_lengths().to_numpy(zero_copy_only=False)
         query = np.repeat(rows["query_row"].to_numpy(), counts)
         a, b = left.flatten().to_numpy(), right.flatten().to_numpy()
-        from raydrd.answers import symmetrized
+        from raydrd.models.answers import symmetrized
 
         log_p = self._log_p(query, a, b)
         # Position bias is told even when it is not paid for: on every eighth query's pairs.

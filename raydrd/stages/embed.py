@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raydrd.batching import SpecialTokens, token_batches
-from raydrd.parts import Parts, TokenReader
-from raydrd.precision import Precision
+from raydrd.models.batching import SpecialTokens, token_batches
+from raydrd.spine.parts import Parts, TokenReader
+from raydrd.spine.precision import Precision
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Work, stage
+from raydrd.spine.tables import vectors
 from raydrd.stages.adopt import layout_of, model_folder
 from raydrd.stages.shards import parts_of, pending
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Work, stage
-from raydrd.tables import vectors
 
 FEW_TEXTS = 3000
 
@@ -37,9 +37,9 @@ class Embedder:
     ) -> None:
         from transformers import AutoTokenizer
 
-        from raydrd.devices import TOKENS_PER_BATCH, inference, keep_freed_memory, prepare, this_device
-        from raydrd.encoders import load_tower
-        from raydrd.layout import read_layout
+        from raydrd.models.devices import TOKENS_PER_BATCH, inference, keep_freed_memory, prepare, this_device
+        from raydrd.models.encoders import load_tower
+        from raydrd.models.layout import read_layout
 
         path = model.local_folder()
         layout = read_layout(path)

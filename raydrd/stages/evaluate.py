@@ -6,11 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from raydrd.parts import Parts, part_name
+from raydrd.spine.parts import Parts, part_name
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Work, stage
 from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Work, stage
 
 
 class Judge:

@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from raydrd.data.collect import collect
 from raydrd.data.spec import Data
-from raydrd.parts import Parts, part_name
-from raydrd.progress import say
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Located, Work, stage
-from raydrd.tables import QUERIES
+from raydrd.spine.parts import Parts, part_name
+from raydrd.spine.progress import say
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Located, Work, stage
+from raydrd.spine.tables import QUERIES
 
 
 def table(data: Artifact, name: str) -> Parts:

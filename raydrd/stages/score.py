@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raydrd.batching import SpecialTokens, token_batches
-from raydrd.layout import describe_reranker
-from raydrd.parts import Chain, Parts, TokenReader, VectorReader, part_name, ranges
-from raydrd.precision import Precision
-from raydrd.prompts import Prompt, assemble
+from raydrd.models.batching import SpecialTokens, token_batches
+from raydrd.models.layout import describe_reranker
+from raydrd.models.prompts import Prompt, assemble
+from raydrd.spine.parts import Chain, Parts, TokenReader, VectorReader, part_name, ranges
+from raydrd.spine.precision import Precision
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Located, Work, stage
+from raydrd.spine.tables import SCORED
 from raydrd.stages.load import table
 from raydrd.stages.shards import chain_of, parts_of, pending, total_counts, write_counted
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Located, Work, stage
-from raydrd.tables import SCORED
 
 
 def queries_per_shard(work: Work, candidates: Parts) -> int:
@@ -63,7 +63,7 @@ def import_teacher(
     if layers is not None or new_head:
         import tempfile
 
-        from raydrd.rerankers import make_reranker, save_reranker
+        from raydrd.models.rerankers import make_reranker, save_reranker
 
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
@@ -98,8 +98,8 @@ class CrossEncoderScorer:
         from torch import nn
         from transformers import AutoTokenizer
 
-        from raydrd.devices import TOKENS_PER_BATCH, inference, keep_freed_memory, prepare, this_device
-        from raydrd.rerankers import load_reranker
+        from raydrd.models.devices import TOKENS_PER_BATCH, inference, keep_freed_memory, prepare, this_device
+        from raydrd.models.rerankers import load_reranker
 
         path = model.local_folder()
         self.device = this_device()
@@ -143,14 +143,14 @@ class PromptScorer:
         precision: Precision,
         tokens_per_batch: int | None,
     ) -> None:
-        from raydrd.answers import AnswerModel
+        from raydrd.models.answers import AnswerModel
 
         self.model = AnswerModel(model.local_folder(), prompt=prompt, precision=precision, tokens_per_batch=tokens_per_batch)
         self.max_length = max_length
         self.queries, self.passages = TokenReader(queries), TokenReader(passages)
 
     def scores(self, query_rows: NDArray[np.int64], *doc_rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        from raydrd.answers import pointwise_scores
+        from raydrd.models.answers import pointwise_scores
 
         names = ("passage",) if len(doc_rows) == 1 else ("a", "b")
         texts = {"query": self.queries.take(query_rows)}

@@ -9,12 +9,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raydrd.errors import InputError
-from raydrd.parts import Parts, VectorReader
+from raydrd.spine.parts import Parts, VectorReader
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Work, stage
+from raydrd.spine.tables import CANDIDATES
 from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of, pending
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Work, stage
-from raydrd.tables import CANDIDATES
 
 QUERY_BLOCK = 1024  # queries a shard: 1024 x 20,000 float32 scores are 80 MB
 FEW_DOT_PRODUCTS = 2 * 10**9  # query-passage-dimension products done in this process rather than by an actor
@@ -75,7 +75,7 @@ class Searcher:
     """A block of queries against all passages, part by part; memory holds one part's scores at a time."""
 
     def __init__(self, *, queries: Parts, passages: Parts, out: Folder, k: int) -> None:
-        from raydrd.devices import this_device
+        from raydrd.models.devices import this_device
 
         self.device = this_device()
         self.queries, self.passages, self.out, self.k = VectorReader(queries), VectorReader(passages), out, k

@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydrd.parts import Chain, Parts, found_ranges, part_name, ranges
-from raydrd.progress import say
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Work
+from raydrd.spine.parts import Chain, Parts, found_ranges, part_name, ranges
+from raydrd.spine.progress import say
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Work
 
 
 def pending(work: Work, rows: int, size: int, ending: str = "arrow") -> list[dict[str, Any]]:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raydrd.parts import Parts, TokenReader, VectorReader
+from raydrd.spine.parts import Parts, TokenReader, VectorReader
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Work, stage
 from raydrd.stages.adopt import layout_of, model_folder
 from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Work, stage
 
 TRAINING_VECTORS = 200_000  # most vectors an IVF or PQ index is trained on: some 100 for each of 2,000 lists
 
@@ -86,7 +86,7 @@ class Verifier:
         import torch
         from sentence_transformers import SentenceTransformer
 
-        from raydrd.encoders import quiet_transformers
+        from raydrd.models.encoders import quiet_transformers
         from raydrd.stages.embed import Embedder
 
         quiet_transformers()

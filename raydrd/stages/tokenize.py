@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raydrd.dark import MASK
 from raydrd.errors import InputError
-from raydrd.parts import Parts
+from raydrd.methods.dark import MASK
+from raydrd.spine.parts import Parts
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Artifact, Located, Work, stage
+from raydrd.spine.tables import TOKENS
 from raydrd.stages.load import table
 from raydrd.stages.shards import pending
-from raydrd.storage import Folder
-from raydrd.store import Artifact, Located, Work, stage
-from raydrd.tables import TOKENS
 
 # Longer texts are cut here; every maximum length in use must be at most this (checked by `max_length` users).
 MOST_TOKENS = 512

@@ -7,19 +7,19 @@ import threading
 from typing import Any
 from uuid import uuid4
 
-from raydrd.cluster import Cluster, available_cores, shared_or_refuse
 from raydrd.errors import InputError, StageError
-from raydrd.objectives import Objective
-from raydrd.parts import Chain, Parts
-from raydrd.precision import Precision
-from raydrd.progress import bar
+from raydrd.methods.objectives import Objective
+from raydrd.methods.wordmaps import WordMaps
+from raydrd.spine.cluster import Cluster, available_cores, shared_or_refuse
+from raydrd.spine.parts import Chain, Parts
+from raydrd.spine.precision import Precision
+from raydrd.spine.progress import bar
+from raydrd.spine.store import Artifact, Work, stage
 from raydrd.stages.adopt import model_folder
 from raydrd.stages.shards import chain_of, parts_of
-from raydrd.store import Artifact, Work, stage
 from raydrd.training.plan import TrainConfig
 from raydrd.training.sources import ListExamples, TextExamples
 from raydrd.training.words import WordTeacher
-from raydrd.wordmaps import WordMaps
 
 ERROR = "error.json"  # what a worker could not do, in words; kept where the driver finds it
 
@@ -189,7 +189,7 @@ def worker(setup: dict[str, Any]) -> None:
     """What one worker runs: its device, its place among the ranks, the loop."""
     import torch
 
-    from raydrd.devices import keep_freed_memory, this_device
+    from raydrd.models.devices import keep_freed_memory, this_device
     from raydrd.training.comm import Alone, Ranks
     from raydrd.training.loop import train_loop
 

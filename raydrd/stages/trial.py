@@ -6,11 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from raydrd.spine.store import Artifact, Work, stage
+from raydrd.spine.tables import PAIRS
 from raydrd.stages.assemble import positives_of
 from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of
-from raydrd.store import Artifact, Work, stage
-from raydrd.tables import PAIRS
 
 
 @stage(version=1)

@@ -13,7 +13,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from raydrd.storage import Folder
+from raydrd.spine.storage import Folder
 
 Curve = list[list[float]]
 

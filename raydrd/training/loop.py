@@ -18,14 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raydrd.batching import Encoded, SpecialTokens, token_batches
-from raydrd.encoders import BiEncoder, load_biencoder, save_biencoder
-from raydrd.layout import Layout, describe, describe_reranker, read_layout
-from raydrd.objectives import Objective, Vectors
-from raydrd.parts import TokenReader
-from raydrd.precision import Precision
-from raydrd.rerankers import CrossEncoder, load_reranker, save_reranker
-from raydrd.storage import Folder
+from raydrd.methods.objectives import Objective, Vectors
+from raydrd.models.batching import Encoded, SpecialTokens, token_batches
+from raydrd.models.encoders import BiEncoder, load_biencoder, save_biencoder
+from raydrd.models.layout import Layout, describe, describe_reranker, read_layout
+from raydrd.models.rerankers import CrossEncoder, load_reranker, save_reranker
+from raydrd.spine.parts import TokenReader
+from raydrd.spine.precision import Precision
+from raydrd.spine.storage import Folder
 from raydrd.training import checkpoint
 from raydrd.training.comm import Alone, Ranks
 from raydrd.training.plan import TrainConfig, batch_of, epochs_of, step_seed

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raydrd.lists import DARK, POSITIVE
-from raydrd.objectives import DuelBatch, ListBatch, TextBatch
-from raydrd.parts import Chain, Parts, VectorReader
+from raydrd.methods.lists import DARK, POSITIVE
+from raydrd.methods.objectives import DuelBatch, ListBatch, TextBatch
+from raydrd.spine.parts import Chain, Parts, VectorReader
 
 Form = Literal["texts", "pairs", "duels"]
 

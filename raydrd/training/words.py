@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raydrd.batching import SpecialTokens
-from raydrd.encoders import BiEncoder
-from raydrd.layout import Layout
-from raydrd.lists import DARK, POSITIVE, SUSPECT
-from raydrd.losses import Loss
-from raydrd.objectives import ListBatch
-from raydrd.parts import TokenReader
-from raydrd.precision import Precision
-from raydrd.storage import Folder
-from raydrd.wordmaps import TeacherMaps, WordMaps, content_ids, content_states, make_projection, student_maps, word_loss
+from raydrd.methods.lists import DARK, POSITIVE, SUSPECT
+from raydrd.methods.losses import Loss
+from raydrd.methods.objectives import ListBatch
+from raydrd.methods.wordmaps import TeacherMaps, WordMaps, content_ids, content_states, make_projection, student_maps, word_loss
+from raydrd.models.batching import SpecialTokens
+from raydrd.models.encoders import BiEncoder
+from raydrd.models.layout import Layout
+from raydrd.spine.parts import TokenReader
+from raydrd.spine.precision import Precision
+from raydrd.spine.storage import Folder
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raydrd.storage import Folder
+from raydrd.spine.storage import Folder
 
 _NAME = re.compile(r"(?:^|/)part-(\d+)-(\d+)\.(?:parquet|arrow)$")
 

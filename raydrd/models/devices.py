@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from raydrd.precision import Precision
+from raydrd.spine.precision import Precision
 
 # Padded tokens a forward pass. Measured on a CPU: from 512 to 8,192 a batch of texts of one length costs the same a
 # token, so what decides is padding, which small batches have less of (2,000 texts: 0.9 % at 2,048, 1.7 % at 4,096).

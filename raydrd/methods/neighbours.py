@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from raydrd.config import Frozen
-from raydrd.lists import Row
+from raydrd.methods.lists import Row
 
 
 class NeighbourPairs(Frozen):

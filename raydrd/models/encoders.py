@@ -15,7 +15,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from raydrd.errors import InputError
-from raydrd.layout import Layout, read_layout, write_layout
+from raydrd.models.layout import Layout, read_layout, write_layout
 
 
 class Encoder(nn.Module):

@@ -19,10 +19,10 @@ from uuid import uuid4
 
 from raydrd.config import Resources
 from raydrd.errors import InputError, StageError
-from raydrd.precision import local_gpu
-from raydrd.progress import bar
-from raydrd.quiet import DivertedStderr, keep_logs, quiet_ray
-from raydrd.storage import Folder
+from raydrd.spine.precision import local_gpu
+from raydrd.spine.progress import bar
+from raydrd.spine.quiet import DivertedStderr, keep_logs, quiet_ray
+from raydrd.spine.storage import Folder
 
 Shard = dict[str, Any]
 Worker = Callable[[Shard], dict[str, Any]]

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import uuid4
 
-from raydrd.cluster import Cluster
 from raydrd.config import Frozen
 from raydrd.errors import StageError
-from raydrd.progress import per_second, say
-from raydrd.provenance import provenance
-from raydrd.storage import Folder
+from raydrd.spine.cluster import Cluster
+from raydrd.spine.progress import per_second, say
+from raydrd.spine.provenance import provenance
+from raydrd.spine.storage import Folder
 
 MANIFEST = "manifest.json"
 

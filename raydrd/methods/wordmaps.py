@@ -23,10 +23,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, pad
 
-from raydrd.batching import Ids, SpecialTokens, token_batches
 from raydrd.config import Frozen
 from raydrd.errors import InputError
-from raydrd.precision import Precision
+from raydrd.models.batching import Ids, SpecialTokens, token_batches
+from raydrd.spine.precision import Precision
 
 Directions = Literal["both", "query", "passage"]
 RowWeights = Literal["mass", "uniform"]

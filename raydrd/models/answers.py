@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from raydrd.batching import Ids, pad, token_batches
-from raydrd.devices import TOKENS_PER_BATCH, inference, prepare, this_device
-from raydrd.encoders import quiet_transformers
 from raydrd.errors import InputError
-from raydrd.precision import Precision
-from raydrd.prompts import Prompt, answer_ids, pieces_of
+from raydrd.models.batching import Ids, pad, token_batches
+from raydrd.models.devices import TOKENS_PER_BATCH, inference, prepare, this_device
+from raydrd.models.encoders import quiet_transformers
+from raydrd.models.prompts import Prompt, answer_ids, pieces_of
+from raydrd.spine.precision import Precision
 
 Floats = NDArray[np.float32]
 

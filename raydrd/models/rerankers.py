@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from raydrd.encoders import TOKENIZER_FILES, cut_layers, quiet_transformers
 from raydrd.errors import InputError
+from raydrd.models.encoders import TOKENIZER_FILES, cut_layers, quiet_transformers
 
 
 class CrossEncoder(nn.Module):

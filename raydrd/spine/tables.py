@@ -57,7 +57,7 @@ DARK = pa.schema(
     ]
 )
 
-# What training reads: one list a row. Only the order of `labels` has a meaning; `flags` see raydrd.lists.
+# What training reads: one list a row. Only the order of `labels` has a meaning; `flags` see raydrd.methods.lists.
 LISTS = pa.schema(
     [
         ("query_row", pa.int64()),

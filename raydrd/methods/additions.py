@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from raydrd.dark import Dark, band, choose
-from raydrd.filters import Filter, suspects
-from raydrd.lists import DARK, POSITIVE, SUSPECT, TrainingList
-from raydrd.pacing import Confidence, confidence
+from raydrd.methods.dark import Dark, band, choose
+from raydrd.methods.filters import Filter, suspects
+from raydrd.methods.lists import DARK, POSITIVE, SUSPECT, TrainingList
+from raydrd.methods.pacing import Confidence, confidence
 
 Pair = tuple[int, int, float]
 

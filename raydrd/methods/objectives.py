@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from raydrd.config import Frozen
-from raydrd.lists import DARK, POSITIVE, SUSPECT
-from raydrd.losses import Loss, contrastive, in_batch, lambda_mrr, listwise_kl, logistic, margin_mse, pair_kl
-from raydrd.pacing import SelfPaced, gate
+from raydrd.methods.lists import DARK, POSITIVE, SUSPECT
+from raydrd.methods.losses import Loss, contrastive, in_batch, lambda_mrr, listwise_kl, logistic, margin_mse, pair_kl
+from raydrd.methods.pacing import SelfPaced, gate
 
 Vectors = dict[str, Tensor]
 
@@ -37,7 +37,7 @@ class ListBatch:
     """Training lists of this rank. `index_QN` points into the batch's distinct texts (or pairs); see mask.
 
     rows: role -> rows of the distinct texts to encode, int64 [texts], or for a cross-encoder pairs int64 [P, 2].
-    flags_QN: bits of raydrd.lists. relevant_QR: all judged positives, padded with -1. pairs_P3: (query, left, right).
+    flags_QN: bits of raydrd.methods.lists. relevant_QR: all judged positives, padded with -1. pairs_P3: (query, left, right).
     progress: share of the updates done, 0 to 1.
     """
 

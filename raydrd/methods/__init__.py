@@ -1,0 +1,1 @@
+"""The papers' ideas as values and pure functions: no files, no Ray."""
