@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -13,6 +14,8 @@ EPILOG = """examples:
   raydrd run configs/quickstart.yaml
   raydrd run configs/beir/cldrd.yaml data.path=path/to/scifact
   raydrd run configs/beir/cldrd.yaml data.path=s3://bucket/scifact --store s3://bucket/raydrd
+  raydrd run configs/beir/cldrd.yaml data.path=path/to/scifact --until score
+  raydrd plan configs/beir/cldrd.yaml data.path=path/to/scifact --price 2.5
   raydrd search runs/quickstart "parse a date string"
   raydrd compare runs/quickstart:bm25 runs/quickstart
   raydrd ablate configs/beir/adam.yaml data.path=path/to/scifact --seeds 3
@@ -39,6 +42,18 @@ COMPARE_EPILOG = """examples:
 p is of a paired randomisation test, with Holm's correction for all comparisons made.
 exit codes: 0 compared, whatever was found; 2 something in the command must be changed."""
 
+PLAN_EPILOG = """examples:
+  raydrd plan configs/beir/prod.yaml data.path=path/to/scifact
+  raydrd plan configs/msmarco/cldrd.yaml data.path=path/to/msmarco --gpus 8 --price 2.5
+  raydrd plan configs/beir/cldrd.yaml data.path=path/to/scifact --json plan.json
+
+The data are read and checked and the models looked for, as in a run (which finds that done). Then the run's own workers
+do a little of each kind of work on a sample of your rows, on this machine: texts embedded, pairs scored, updates of each
+training at its own batch and list shape. A stage's time is its rows at the measured rate, divided by its workers, after
+their start. Times are for a run that finds what the store holds now; known pairs of the score store count as unknown.
+After the run its report says how far off this was. Rates of another machine are not guessed: plan where you will run.
+exit codes: 0 planned; 2 the config or the data must be changed, or the run cannot fit (the line names the setting)."""
+
 ABLATE_EPILOG = """examples:
   raydrd ablate configs/beir/adam.yaml data.path=path/to/scifact --list
   raydrd ablate configs/beir/adam.yaml data.path=path/to/scifact --seeds 3
@@ -49,6 +64,12 @@ idea helps. Every row has the same updates (one that has not is marked !) and co
 and teacher scores are made once. p is of a paired randomisation test, with Holm's correction for all variants that were
 run. One seed leaves the luck of one training in every effect; --seeds 3 averages it out and shows how large it is.
 exit codes: 0 done, 1 a stage gave up, 2 something in the command or the config must be changed, or it has no variants."""
+
+SCORES_EPILOG = """examples:
+  raydrd scores stats --store s3://bucket/raydrd
+  raydrd scores export scores.parquet --teacher 3f2a
+  raydrd scores import scores.parquet --store elsewhere
+  raydrd scores compact"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,8 +89,29 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--dry-run", action="store_true", help="print the stages that would run and stop: no data is read, no model looked for"
     )
+    run.add_argument(
+        "--until",
+        choices=("prepare", "embed", "score", "train"),
+        help="stop well when this part of the run is finished, for machines of its own: prepare (data, models, tokens), embed "
+        "(the first candidates), score (the teachers' first scores), train (nothing measured or published yet)",
+    )
     run.add_argument("--out", help="run folder (default: runs/NAME)")
     run.add_argument("--store", help="where results are kept and found again: a folder or s3://... (default: .raydrd)")
+
+    plan = verbs.add_parser(
+        "plan",
+        help="what a run would take: time, memory, disk and cost of every stage, measured on your data for a minute",
+        description="Forecast a run by a probe of about a minute on your own data and hardware; nothing is run.",
+        epilog=PLAN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan.add_argument("config", help="a YAML file, as in run")
+    plan.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change, as in run; before the options")
+    plan.add_argument("--gpus", type=int, help="GPUs of the run, in nodes like this one (default: those of this machine)")
+    plan.add_argument("--price", type=float, help="of a GPU for an hour; without GPUs, of this machine")
+    plan.add_argument("--seconds", type=float, default=40.0, help="for probing models, about (default: 40)")
+    plan.add_argument("--json", metavar="FILE", help="also write the numbers here; - for standard output")
+    plan.add_argument("--store", help="as in run; what it holds is not counted again")
 
     evaluate = verbs.add_parser("evaluate", help="measure a bi-encoder on a collection")
     evaluate.add_argument("model", help="a model folder, a hub id, or package:NAME")
@@ -112,7 +154,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     ablate.add_argument("config", help="a YAML file, as in run")
-    ablate.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change, as in run; before the options")
+    ablate.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change, as in run")
     ablate.add_argument("--seeds", type=int, default=1, help="trainings of every row, averaged (default: 1)")
     ablate.add_argument(
         "--only", nargs="+", action="extend", default=[], metavar="IDEA", help="ideas to leave out (default: all)"
@@ -125,6 +167,30 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("folder", help="a BEIR, MS MARCO or Parquet folder")
     check.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
+    scores = verbs.add_parser(
+        "scores",
+        help="the teacher scores that all runs of a store share: stats, export, import, compact",
+        description="Every score that a reranker gave is kept under its own digest and those of the two texts, and is never "
+        "computed again, whatever run asks. Runs may read and write meanwhile.",
+        epilog=SCORES_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    acts = scores.add_subparsers(dest="act", required=True, metavar="ACT")
+    for name, text in {
+        "stats": "how many scores of which teachers, in how many files",
+        "export": "all scores as one Parquet file",
+        "import": "add the scores of an exported file",
+        "compact": "many small files as a few, pairs that stand there twice once",
+    }.items():
+        act = acts.add_parser(name, help=text, description=text)
+        if name in ("export", "import"):
+            act.add_argument("file", help="a Parquet file")
+        if name in ("export", "compact"):
+            act.add_argument("--teacher", help="the beginning of its name in `stats` (default: all)")
+        if name == "stats":
+            act.add_argument("--json", action="store_true", help="as JSON on standard output")
+        act.add_argument("--store", help="as in run")
+
     why = verbs.add_parser("why", help="what differed when a run made something anew")
     why.add_argument("run", help="a run folder")
 
@@ -132,8 +198,19 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments, with `a.b=value` wherever it stands: argparse alone takes them only before the options."""
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)
+    if rest and not (hasattr(arguments, "overrides") and all("=" in one and not one.startswith("-") for one in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    arguments = _parsed(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -142,11 +219,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         verb: Any = {
             "run": _run,
+            "plan": _plan,
             "evaluate": _evaluate,
             "search": _search,
             "compare": _compare,
             "ablate": _ablate,
             "check": _check,
+            "scores": _scores,
             "why": _why,
             "recipes": _recipes,
         }
@@ -163,14 +242,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        from raydrd.spine.trouble import explained
+
+        known = explained(error)  # a full disk, a folder that may not be written
+        if known is None:
+            raise
+        print(f"raydrd: {known}", file=sys.stderr)
+        return 2 if isinstance(known, InputError) else 1
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.dry_run and arguments.until:
+        from raydrd.errors import InputError
+
+        raise InputError("--until: a dry run shows all stages and runs none; leave out --until, or --dry-run")
+    if arguments.until:
+        from raydrd.session import run_until
+
+        run_until(arguments.config, arguments.overrides, phase=arguments.until, out=arguments.out, store=arguments.store)
+        return 0
     if arguments.dry_run:
         from raydrd.session import dry_run
 
         print(dry_run(arguments.config, arguments.overrides))
         return 0
+    from raydrd.report.forecast import sentence
     from raydrd.report.table import final_table
     from raydrd.session import run
 
@@ -178,7 +275,36 @@ def _run(arguments: argparse.Namespace) -> int:
     folder = arguments.out or f"runs/{report['name']}"
     print(f"\n{final_table(report)}\n")
     print(f"{report['seconds']:.0f} s; report: {folder}/report.html, model: {folder}/model")
+    if report.get("forecast"):
+        print(sentence(report["forecast"]))
     print(f'search with it:  raydrd search {folder} "your question"')
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from raydrd.errors import InputError
+    from raydrd.report.forecast import table
+    from raydrd.session import plan
+
+    for name, least in (("gpus", 1), ("price", 0), ("seconds", 0.1)):
+        value = getattr(arguments, name)
+        if value is not None and not value >= least:
+            raise InputError(f"--{name} {value:g}: write {least:g} or more")
+    chatter = contextlib.redirect_stdout(sys.stderr) if arguments.json == "-" else contextlib.nullcontext()
+    with chatter:
+        cfg, found = plan(
+            arguments.config, arguments.overrides, store=arguments.store, gpus=arguments.gpus, price=arguments.price,
+            seconds=arguments.seconds,
+        )  # fmt: skip
+    from raydrd.planning.main import refuse
+
+    as_json = json.dumps(found, indent=2, ensure_ascii=False)
+    if arguments.json == "-":
+        print(as_json)
+    else:
+        _write("--json", arguments.json, lambda: f"{as_json}\n")
+        print(f"\n{table(found)}")
+    refuse(cfg, found)
     return 0
 
 
@@ -300,6 +426,24 @@ def _check(arguments: argparse.Namespace) -> int:
                 print(f"{title}: {line}")
         print(f"{findings.count('error')} errors, {findings.count('warning')} warnings")
     return 2 if findings.count("error") else 0
+
+
+def _scores(arguments: argparse.Namespace) -> int:
+    from raydrd import scores
+    from raydrd.session import DEFAULT_STORE
+
+    store = arguments.store or DEFAULT_STORE
+    if arguments.act == "stats":
+        found = scores.stats(store)
+        print(json.dumps(found, indent=2) if arguments.json else scores.stats_table(found))
+    elif arguments.act == "export":
+        print(f"{scores.export(store, arguments.file, arguments.teacher):,} scores written to {arguments.file}")
+    elif arguments.act == "import":
+        print(f"{scores.bring_in(store, arguments.file):,} scores added to {store}")
+    else:
+        for name, before, after in scores.compact(store, arguments.teacher):
+            print(f"{name}: {before:,} files -> {after:,}")
+    return 0
 
 
 def _why(arguments: argparse.Namespace) -> int:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from raydrd.errors import InputError
 
@@ -28,6 +28,15 @@ class Frozen(BaseModel):
 T = TypeVar("T", bound=Frozen)
 
 
+def _train_workers(value: Any) -> int | tuple[int, int]:
+    """A number of workers, or the fewest and the most."""
+    if type(value) is int and value >= 0:
+        return value
+    if isinstance(value, list | tuple) and len(value) == 2 and all(type(n) is int for n in value) and 1 <= value[0] <= value[1]:
+        return (value[0], value[1])
+    raise ValueError("write a number of workers, 0 for this process, or a range such as [1, 4]")
+
+
 class Resources(Frozen):
     """How a run is carried out. Never part of an identity: other values here give the same artefacts."""
 
@@ -38,15 +47,26 @@ class Resources(Frozen):
     tokens_per_batch: int | None = Field(None, ge=64, description="padded tokens a forward pass; none: by device")
     rows_per_shard: int | None = Field(None, ge=1, description="texts an embedding shard; none: 16,384 with a GPU, else 2,048")
     pairs_per_shard: int | None = Field(None, ge=1, description="pairs a scoring shard; none: 65,536 with a GPU, else 4,096")
-    train_workers: int = Field(1, ge=0, description="Ray Train workers; 0 trains in this process")
+    train_workers: Annotated[int | tuple[int, int], BeforeValidator(_train_workers)] = Field(
+        1, description="Ray Train workers; [fewest, most] goes on with what a shrinking cluster has; 0 trains in this process"
+    )
+    collective_timeout_s: int = Field(
+        600, ge=1, description="seconds that training workers wait for one of them before they start again from a checkpoint"
+    )
     per_device_train_batch_size: int | None = Field(None, ge=1, description="queries at once on one device")
     save_seconds: float = Field(60.0, ge=0, description="seconds between checkpoints of the training loop")
     shard_attempts: int = Field(3, ge=1, description="times a shard may kill its actor before the stage gives up")
+    stall_seconds: float = Field(60.0, gt=0, description="seconds without progress before a line says what is waited for")
 
     @field_validator("ray", mode="before")
     @classmethod
     def _yaml_off(cls, value: Any) -> Any:
         return "off" if value is False else value  # YAML reads a bare `off` as false
+
+    def train_range(self) -> tuple[int, int]:
+        """Fewest and most training workers."""
+        workers = self.train_workers
+        return (workers, workers) if isinstance(workers, int) else workers
 
 
 def _parse(text: str) -> Any:

@@ -33,7 +33,7 @@ _PLACEHOLDERS: dict[str, Any] = {
     "rows": 1, "passages": MANY, "made": 0, "labelled": 0, "suspects": 0, "negatives": 0, "dark": 0, "in_band": 0,
     "pairs": 0, "against": 0.0, "inconsistency": 0.0, "means": {},
 }  # fmt: skip
-_ASIDE = {"sample dev": "dev", "sample preflight": "preflight"}
+ASIDE = {"sample dev": "dev", "sample preflight": "preflight"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class DryStore(Store):
         id_, _ = identify(function, inputs)
         if id_ not in self._seen:
             name, above = function.__name__, artifacts_in(inputs)
-            aside = _ASIDE.get(label, next((one.manifest["aside"] for one in above if one.manifest["aside"]), ""))
+            aside = ASIDE.get(label, next((one.manifest["aside"] for one in above if one.manifest["aside"]), ""))
             self.planned.append(Planned(name, label or name, outline(name, inputs), aside))
             manifest = {"attempt": "none", "files": _files(inputs, above), "metrics": _metrics(name, inputs), "aside": aside}
             self._seen[id_] = Artifact(id_, name, self.root / name / id_, manifest)

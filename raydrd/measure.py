@@ -85,13 +85,13 @@ def search_run(run: str, query: str, *, k: int) -> list[dict[str, Any]]:
         raise InputError(f"{run}: no index here; write the folder of a finished run, for example runs/quickstart")
     if not query.strip() or k < 1:
         raise InputError("search: write a query of at least one word, and -k of 1 or more")
-    import faiss
     import torch
     from transformers import AutoTokenizer
 
     from raydrd.models.batching import SpecialTokens
     from raydrd.models.encoders import load_tower
     from raydrd.models.layout import read_layout
+    from raydrd.stages.indexfile import ids_at, opened
 
     meta = (folder / "index").read_json("meta.json")
     stamp = f"{meta['model']} {meta['data']} {meta['factory']}"  # the folder is written again by every run of its name
@@ -104,15 +104,15 @@ def search_run(run: str, query: str, *, k: int) -> list[dict[str, Any]]:
     inputs = special.model_inputs([special.single(ids, layout.query_max_len)])
     with torch.inference_mode():
         vector = load_tower(path, layout, "query")(inputs["input_ids"], inputs["attention_mask"]).numpy()
-    index = faiss.read_index(str((folder / "index").local("index.faiss", stamp)), faiss.IO_FLAG_MMAP)
+    index = opened((folder / "index").local("index.faiss", stamp))
     scores, rows = index.search(vector, k)
     keep = rows[0] >= 0
-    ids_table = (folder / "index").read_table("ids.parquet")
     found = rows[0][keep]
+    doc_ids = ids_at(folder / "index", found)
     texts = _texts(meta, found)
     return [
-        {"rank": n, "score": float(s), "doc_id": ids_table["doc_id"][int(r)].as_py(), "text": texts.get(int(r))}
-        for n, (r, s) in enumerate(zip(found, scores[0][keep], strict=True), 1)
+        {"rank": n, "score": float(s), "doc_id": doc_id, "text": texts.get(int(r))}
+        for n, (r, s, doc_id) in enumerate(zip(found, scores[0][keep], doc_ids, strict=True), 1)
     ]
 
 

@@ -66,7 +66,7 @@ def outline(name: str, inputs: dict[str, Any]) -> str:
             return f"{len(inputs['sources'])} sources, {depth:,} a query"
         case "score_pairs" | "score_vectors":
             length = f", {inputs['max_length']} tokens a pair" if get("max_length") else ""
-            return each + length + (", but not those scored before" if get("known") else "")
+            return each + length
         case "assemble":
             joined = [what for what in ("pairs", "dark", "filter") if get(what) is not None]
             return _fields(inputs["rule"]) + (f"; with {', '.join(joined)}" if joined else "")
@@ -84,6 +84,8 @@ def outline(name: str, inputs: dict[str, Any]) -> str:
             return ", ".join(inputs["metrics"])
         case "build_index":
             return str(inputs["factory"])
+        case "measure_index":
+            return "against exact search, on one thread"
     return ""
 
 

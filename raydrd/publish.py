@@ -25,15 +25,18 @@ from raydrd.flow.retrieve import bm25, retrieve, tokens, vectors
 from raydrd.flow.teach import teacher_run
 from raydrd.flow.teachers import Teacher
 from raydrd.recipes import RECIPES
+from raydrd.report import forecast
 from raydrd.report.page import write_page
 from raydrd.slices import traits
 from raydrd.spine.provenance import provenance
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact
 from raydrd.stages.adopt import layout_of, model_folder
+from raydrd.stages.index import build_index
 from raydrd.stages.load import table
+from raydrd.stages.recall import about_index, measure_index
 from raydrd.stages.shards import parts_of
-from raydrd.stages.ship import build_index, verify_export
+from raydrd.stages.ship import verify_export
 from raydrd.statistics import bootstrap_interval, compare
 
 LABELS = {"bm25": "bm25", "student_before": "before", "teacher": "teacher", "student": "after"}
@@ -46,6 +49,7 @@ class Measured:
     runs: dict[str, Artifact]
     tables: dict[str, Artifact]
     index: Artifact
+    recall: Artifact | None  # of an index that is not exact
     verified: Artifact
     how: str
 
@@ -62,6 +66,10 @@ def measured(lab: Lab, student: Artifact) -> Measured:
     runs |= {"student": after}
     tables = {name: judge(lab, run, lab.data, "queries/test", LABELS[name]) for name, run in runs.items()}
     index = lab.store.run(build_index, "build index", vectors=passages, data=lab.data, factory=lab.cfg.index)
+    recall = None
+    if lab.cfg.index != "Flat":
+        asked = vectors(lab.store, student, lab.data, "queries/test", lab.precision, "after")
+        recall = lab.store.run(measure_index, "recall of index", index=index, queries=asked, passages=passages, run=after)
     verified = lab.store.run(
         verify_export,
         "verify export",
@@ -70,7 +78,7 @@ def measured(lab: Lab, student: Artifact) -> Measured:
         query_tokens=tokens(lab.store, student, lab.data, "queries/test"),
         passage_tokens=tokens(lab.store, student, lab.data, "corpus"),
     )
-    return Measured(runs, tables, index, verified, ceiling[1] if ceiling else "")
+    return Measured(runs, tables, index, recall, verified, ceiling[1] if ceiling else "")
 
 
 def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[str, Any]:
@@ -95,6 +103,7 @@ def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[s
         "curve": _curve(lab),
         "preflight": lab.preflights,
         "facts": lab.facts,
+        "index": about_index(found.index, found.recall),
         "examples": examples(lab.data, values["student_before"], values["student"], before=before, after=after),
         "provenance": {
             **provenance(),
@@ -114,6 +123,7 @@ def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[s
             "run": f"search/{after.id}",
         },
     }
+    report |= _forecast(lab, report)
     _lay_out(lab, student, found.index, after, values, report, out)
     return report
 
@@ -207,6 +217,15 @@ def _stages(lab: Lab) -> list[dict[str, Any]]:
     return rows
 
 
+def _forecast(lab: Lab, report: dict[str, Any]) -> dict[str, Any]:
+    """What `raydrd plan` foresaw for this config, beside what it took; nothing where nobody asked."""
+    name = f"{forecast.FOLDER}/{forecast.key_of(report['config'])}"
+    if not lab.store.root.exists(name):
+        return {}
+    found = forecast.compared(lab.store.root.read_json(name), report["stages"], report["seconds"])
+    return {"forecast": found} if found else {}
+
+
 def _curve(lab: Lab) -> dict[str, Any]:
     """Training losses of all segments on one axis of steps; long ones thinned to some 200 points each."""
     loss: list[list[float]] = []
@@ -256,7 +275,7 @@ def _lay_out(
         "metric": "inner product",
         "similarity": layout_of(student).similarity,
         "width": student.metrics["width"],
-        "factory": lab.cfg.index,
+        **report["index"],
         "passages": lab.data.metrics["passages"],
         "model": f"{student.stage}/{student.id}",
         "store": lab.store.root.uri,

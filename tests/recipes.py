@@ -93,6 +93,22 @@ def gain(report: dict[str, Any]) -> float:
     return float(report["systems"]["student"][METRIC] - report["systems"]["student_before"][METRIC])
 
 
+def assert_learns(report: dict[str, Any], *, by: float) -> dict[str, Any]:
+    """The student is surely better than its start, and by so much; the comparison of the two."""
+    assert gain(report) > by, gain(report)
+    better = next(c for c in report["comparisons"] if (c["b"], c["metric"]) == ("student_before", METRIC))
+    assert better["low"] > 0, better
+    return dict(better)
+
+
+def assert_found_again(report: dict[str, Any], home: Path) -> None:
+    """The same command again makes nothing and says the same."""
+    again = run_again(report, home)
+    assert made(again) == []
+    assert [s["id"] for s in again["stages"]] == [s["id"] for s in report["stages"]]
+    assert again["systems"] == report["systems"]
+
+
 def open_toy(values: dict[str, Any], store: Path) -> tuple[Any, Lab]:
     """A recipe's config and its lab, for tests that stop before the report."""
     cfg = validate(RECIPES[values["recipe"]].Config, values, "toy")

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ import pyarrow as pa
 import pytest
 
 from raydrd import ablating
-from raydrd.ablating import Row, ablate, ideas, reseeded
+from raydrd.ablating import Row, ablate, ideas
 from raydrd.cli import main
-from raydrd.config import Resources, read_yaml
-from raydrd.dry import counts, plan
+from raydrd.config import Resources
 from raydrd.errors import InputError
 from raydrd.recipes import RECIPES
 from raydrd.report import ablation
@@ -31,12 +29,12 @@ from raydrd.spine.store import Store
 from raydrd.stages.shards import parts_of
 from raydrd.statistics import compare, holm
 from tests.conftest import write_config
-from tests.recipes import dry_run
+from tests.pages import Page
+from tests.recipes import steps
 
 ROOT = Path(__file__).resolve().parents[1]
 EVIL = "</script><img src=x onerror=alert(1)> a|b *c* \x1b[31m"
 CURRICULUM = ["curriculum: last step only", "curriculum: reversed"]
-TRAIN = {"learning_rate": 3.0e-3, "train_batch_size": 8}
 
 
 def _adam(toy_config: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +42,7 @@ def _adam(toy_config: dict[str, Any]) -> dict[str, Any]:
     values |= {
         "recipe": "adam",
         "lists": {"negatives": 7, "pool": 30, "ranking": "student"},
-        "train": {**TRAIN, "max_steps": 3},
+        "train": steps(3),
     }
     # From 5 sources 6 reinforced negatives cannot be built: one variant cannot be run.
     values["dark"] = {"built": 5, "reinforced": 3, "noisy": 3, "sources": 5, "reuse": 1}
@@ -211,63 +209,6 @@ def test_a_variant_that_its_run_refuses_is_a_row(
         ablate(config, [], out=str(home / "picky"), store=str(home / "store"))
 
 
-def test_only_the_students_own_trainings_get_other_seeds(toy_config: dict[str, Any], tmp_path: Path) -> None:
-    values = {name: v for name, v in toy_config.items() if name != "curriculum"}
-    train, taught = {**TRAIN, "max_steps": 3}, {"train": {**TRAIN, "max_steps": 2, "seed": 7}}
-    bi_encoder = {"kind": "bi_encoder", "model": toy_config["student"]["model"], "train": taught}
-    values |= {"recipe": "prod", "warm_up": [{"train": train}], "data_progressive": {"train": {**train, "seed": 50}}}
-    values["progress"] = [
-        {"teacher": bi_encoder, "train": train, "lists": {"negatives": 7, "pool": 30, "seed": 9}},
-        {"train": train},
-    ]
-    cfg = read_config(write_config(tmp_path / "prod.yaml", values), [])
-    other = reseeded(cfg, 3)
-    assert [t.seed for t in other.trainings()] == [4683, 4683, 53]
-    assert other.warm_up == cfg.warm_up and other.teacher == cfg.teacher and other.evaluation == cfg.evaluation
-    assert other.progress[0].teacher == cfg.progress[0].teacher and other.progress[0].lists.seed == 9
-    assert reseeded(cfg, 0) == cfg and reseeded(other, -3) == cfg
-
-
-@pytest.mark.parametrize("recipe", ["cldrd", "adam", "prod", "pairdistill", "md2pr"])
-def test_the_configs_of_every_recipe_have_variants_that_can_be_run(recipe: str) -> None:
-    cfg = read_config(str(ROOT / "configs" / "beir" / f"{recipe}.yaml"), ["data.path=nowhere/scifact"])
-    for one in ideas(cfg):
-        assert one.refusal is None and one.changes, one.label
-        assert reseeded(one.cfg, 1).trainings() != one.cfg.trainings()
-        if all(t.max_steps for t in cfg.trainings()):
-            assert sum(t.max_steps for t in one.cfg.trainings()) == sum(t.max_steps for t in cfg.trainings()), one.label
-
-
-HOME = ROOT / "configs"
-CONFIGS = sorted(path.relative_to(HOME).as_posix() for path in HOME.rglob("*.yaml") if "recipe" in read_yaml(path))
-
-
-def shipped(name: str) -> Any:
-    data = read_yaml(HOME / name)["data"]
-    return read_config(str(HOME / name), [] if data["source"] == "pydocs" or "path" in data else ["data.path=nowhere"])
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_variant_of_every_config_has_a_plan(name: str) -> None:
-    cfg = shipped(name)
-    recover = cfg.recover is not None and cfg.student.layers is not None
-    for label, variant in RECIPES[cfg.recipe].variants(cfg).items():
-        made = plan(variant)
-        trained = len(variant.trainings()) + len(cfg.warm_up) + recover
-        assert counts(made)["trainings of the student"] == trained, label
-
-
-@pytest.mark.parametrize("name", ["beir/prod.yaml", "pydocs/prod.yaml", "msmarco/prod.yaml"])
-def test_prods_variant_without_progress_mines_the_same(name: str) -> None:
-    cfg = shipped(name)
-    straight = RECIPES["prod"].variants(cfg)["progressive teachers: straight to the strongest"]
-    whole, found = dry_run(cfg)[0], dry_run(straight)[0]
-    # The student's own searches differ, as it does; what the bi-encoder finds does not.
-    mined = [f"search train (teacher {n})" for n, step in enumerate(cfg.progress, 1) if step.mined_by == "teacher"]
-    known = [label for label in mined if label in whole]  # one search is planned once
-    assert known and [found[label] for label in known] == [whole[label] for label in known]
-
-
 def test_list_runs_nothing(toy_config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, store = write_config(tmp_path / "adam.yaml", _adam(toy_config)), tmp_path / "store"
     assert main(["ablate", path, "dark.reinforced=2", "--list", "--store", str(store)]) == 0
@@ -306,7 +247,7 @@ def test_a_recipe_without_variants(toy_config: dict[str, Any], tmp_path: Path, c
     values["curriculum"] = values["curriculum"][:1]
     single = write_config(tmp_path / "single.yaml", values)
     del values["curriculum"]
-    margins = write_config(tmp_path / "m.yaml", {**values, "recipe": "margin_mse", "train": {**TRAIN, "max_steps": 3}})
+    margins = write_config(tmp_path / "m.yaml", {**values, "recipe": "margin_mse", "train": steps(3)})
     for path, recipe in ((single, "cldrd"), (margins, "margin_mse")):
         for more in ([], ["--list"]):
             assert main(["ablate", path, *more]) == 2
@@ -326,34 +267,13 @@ def test_unequal_budgets_and_ideas_that_change_nothing_are_told() -> None:
     ]
 
 
-# -- pages ------------------------------------------------------------------------------------------
-
-
-class Page(HTMLParser):
-    """Tags and attributes of a page, and its text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: dict[str, str | None] = {}
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes |= dict(attrs)
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_the_files_hold_what_was_found(found: dict[str, Any], tmp_path: Path) -> None:
     ablation.write(found, out=Folder.of(tmp_path))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ablation.html", "ablation.json", "ablation.md"]
     assert json.loads((tmp_path / "ablation.json").read_text()) == found
     page = Page((tmp_path / "ablation.html").read_text())
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
-    assert not {"src", "href", "onclick", "onerror"} & set(page.attributes)
+    assert not {"src", "href", "onclick", "onerror"} & page.attributes
     assert page.tags.count("tr") == 1 + 2 + 1 + 4 and ablation.verdict(found) in page.text
     for row in found["rows"]:
         assert row["label"] in page.text and f"{row['mean']['nDCG@10']:.3f}" in page.text

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from raydrd import cli
 from raydrd.cli import main
 from tests.conftest import write_config
 
@@ -177,3 +178,12 @@ def test_evaluate_measures_what_the_run_reported(
 def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     assert "cldrd" in capsys.readouterr().out
+
+
+def test_overrides_may_stand_after_options(capsys: pytest.CaptureFixture[str]) -> None:
+    found = cli._parsed(["run", "c.yaml", "a.b=1", "--store", "x", "c.d=2", "--dry-run", "e=3"])
+    assert (found.overrides, found.store, found.dry_run) == (["a.b=1", "c.d=2", "e=3"], "x", True)
+    for wrong in (["run", "c.yaml", "--nothing=x"], ["run", "c.yaml", "--store", "x", "word"], ["search", "r", "q", "a=b"]):
+        with pytest.raises(SystemExit) as caught:
+            cli._parsed(wrong)
+        assert caught.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err

@@ -1,75 +1,29 @@
-"""`raydrd compare`: the numbers are those of `statistics`, texts are escaped, and what cannot be compared is refused."""
+"""`raydrd compare`: the numbers are those of `statistics`, and what cannot be compared is refused."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import asdict
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydrd import slices
 from raydrd.cli import main
 from raydrd.comparing import CHANGED, compare_runs
 from raydrd.errors import InputError
 from raydrd.report import versus
-from raydrd.slices import bins, overlap
-from raydrd.spine.parts import Parts, part_name
-from raydrd.spine.storage import Folder
-from raydrd.spine.tables import CORPUS, QUERIES
 from raydrd.statistics import bootstrap_interval, compare, holm, paired_bootstrap
-
-EVIL = "</script><img src=x onerror=alert(1)> 100% of $5 & a_b #1 {x} ~^\\ \x1b[31m"
-SAMPLES = 500
-QUERIES_N = 30
-
-RNG = np.random.default_rng(3)
-BASE = RNG.random(QUERIES_N)
-BETTER = np.minimum(1, BASE + 0.2 * RNG.random(QUERIES_N))
-NOISY = np.clip(BASE + 0.2 * (RNG.random(QUERIES_N) - 0.5), 0, 1)
-RECALL = RNG.random(QUERIES_N)
-
-
-def make_run(
-    folder: Path,
-    values: dict[str, Any],
-    *,
-    ids: list[str] | None = None,
-    texts: list[str] | None = None,
-    digest: str | None = "d1",
-    traits: bool = True,
-) -> str:
-    """A run folder with per-query `values` by `SYSTEM METRIC`, and only what compare reads."""
-    count = len(next(iter(values.values())))
-    names = ids or [f"q{n:02d}" for n in range(count)]
-    columns: dict[str, Any] = {"query_id": names, **{name: np.asarray(v) for name, v in values.items()}}
-    if traits:
-        columns["query"] = texts or [f"words of {name}" for name in names]
-        columns["query_words"] = [1 + n % 9 for n in range(count)]
-        columns["overlap"] = [(n % 4) / 3 for n in range(count)]
-        columns["judged"] = [1] * count
-    folder.mkdir(parents=True)
-    pq.write_table(pa.table(columns), folder / "per_query.parquet")
-    provenance = {"data_digest": digest} if digest else {}
-    (folder / "report.json").write_text(json.dumps({"name": folder.name, "provenance": provenance}))
-    return str(folder)
+from tests.run_folders import BASE, BETTER, NOISY, QUERIES_N, RECALL, SAMPLES, make_run, three_runs
 
 
 @pytest.fixture
 def three(tmp_path: Path) -> list[str]:
-    """Runs base, better and noisy over 30 queries; base holds a second system and all of them a second metric."""
-    base = {"student nDCG@10": BASE, "student R@100": RECALL, "teacher nDCG@10": BETTER, "teacher R@100": RECALL}
-    found = [make_run(tmp_path / "base", base)]
-    for name, values in (("better", BETTER), ("noisy", NOISY)):
-        found.append(make_run(tmp_path / name, {"student nDCG@10": values, "student R@100": RECALL[::-1]}))
-    return found
+    """Runs base, better and noisy over 30 queries."""
+    return three_runs(tmp_path)
 
 
 def test_every_number_is_what_statistics_say(three: list[str]) -> None:
@@ -132,20 +86,6 @@ def test_slices_cut_the_queries_and_compare_each_part(three: list[str]) -> None:
     assert [sum(b["queries"] for b in cut) for cut in by.values()] == [QUERIES_N, QUERIES_N]
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([1, 1, 1], [(1, 1)]),
-        ([1, 2], [(1, 1), (2, 2)]),
-        ([1] * 90 + [2, 3, 4], [(1, 1), (2, 4)]),  # equal values stay together
-        (list(range(9)), [(0, 2), (3, 5), (6, 8)]),
-        ([0.5, 0.0, 1.0], [(0, 0), (0.5, 0.5), (1, 1)]),
-    ],
-)
-def test_bins(values: list[float], expected: list[tuple[float, float]]) -> None:
-    assert bins(np.array(values)) == expected
-
-
 def test_the_most_changed_queries_come_first(tmp_path: Path) -> None:
     base, other = np.full(25, 0.5), np.full(25, 0.5)
     other[[3, 7, 9]] = 1.0, 0.9, 0.1
@@ -166,9 +106,6 @@ def test_old_run_folders_are_compared_without_slices(tmp_path: Path) -> None:
     assert found["changed"][0]["improved"][0]["query"] is None
     first = found["changed"][0]["improved"][0]["query_id"]
     assert first in versus.terminal(found) and first in versus.render(found)
-
-
-# -- other queries ----------------------------------------------------------------------------------
 
 
 def test_runs_over_other_queries_are_refused_unless_common(tmp_path: Path) -> None:
@@ -207,9 +144,6 @@ def test_other_data_is_refused_even_with_the_same_ids(tmp_path: Path) -> None:
     assert any("the runs' data differ" in note for note in found["notes"])
 
 
-# -- mistakes ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("case", "message"),
     [
@@ -230,7 +164,7 @@ def test_other_data_is_refused_even_with_the_same_ids(tmp_path: Path) -> None:
         ("half", "no per_query.parquet in"),
         ("nan", "nDCG@10 is no finite number for every query"),
         ("ambiguous", "a run folder of this name stands beside"),
-        ("place", "nosuch://place/run: cannot be read"),
+        ("place", "nosuch://place/run: not an address of a store"),
         ("unwritable", "cannot be written"),
         ("html to stdout", "--html -: write the name of a file"),
     ],
@@ -312,147 +246,6 @@ def test_a_metric_not_every_run_has_is_left_out_and_said(three: list[str], tmp_p
 def test_too_few_samples_for_so_many_comparisons_is_said(three: list[str]) -> None:
     assert any("--samples 20 cannot give p below" in note for note in compare_runs(three, samples=20)["notes"])
     assert not any("cannot give p" in note for note in compare_runs(three, samples=SAMPLES)["notes"])
-
-
-# -- what people read -------------------------------------------------------------------------------
-
-
-def test_the_verdict_says_who_is_better_and_how_sure(three: list[str]) -> None:
-    found = compare_runs(three[:2], samples=2000)
-    change = found["comparisons"][0]["difference"]
-    assert versus.verdict(found).startswith(f"better is better than base on nDCG@10: {change:+.3f} [")
-    assert "p < 0.001 after Holm's correction for 2 comparisons, 30 queries." in versus.verdict(found)
-    turned = versus.verdict(compare_runs(three[1::-1], samples=2000))
-    assert turned.startswith(f"base is worse than better on nDCG@10: {-change:+.3f} [")
-    many = versus.verdict(compare_runs(three, samples=2000))
-    assert many.startswith("Of 2 systems compared with base on nDCG@10, 1 is better (better +")
-    assert "1 is not clearly different (noisy " in many
-
-
-def test_the_terminal_is_aligned_ascii(three: list[str]) -> None:
-    text = versus.terminal(compare_runs(three, samples=SAMPLES))
-    assert text.isascii() and not text.endswith("\n")
-    lines = text.splitlines()
-    rules = [n for n, line in enumerate(lines) if line and set(line) == {"-"}]
-    assert len(rules) == 1 + 1 + 2 + 2  # results, differences, two slices, two lists of queries
-    first = [line for line in lines[rules[0] - 1 : rules[0] + 4] if not line.startswith("-")]
-    places = {tuple(m.start() for m in re.finditer(r"[\[\]]", line)) for line in first[1:]}
-    assert len(places) == 1 and len(next(iter(places))) == 4  # brackets of two metrics stand below one another
-    assert "win/tie/loss" in text and f"{QUERIES_N}/0/0" in text
-    assert lines[-1] == versus.verdict(compare_runs(three, samples=SAMPLES))
-
-
-class _Page(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.links += [name for name, _ in attrs if name in ("src", "href", "onerror")]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-@pytest.fixture
-def evil(tmp_path: Path) -> dict[str, Any]:
-    """Markup and control characters in queries, ids and the names of runs."""
-    texts, ids = [EVIL] * QUERIES_N, [f"<i>{n}</i>&\x1b" for n in range(QUERIES_N)]
-    one = make_run(tmp_path / "<b>a_1&%--$x<", {"student nDCG@10": BASE}, ids=ids, texts=texts)
-    two = make_run(tmp_path / "two", {"student nDCG@10": BETTER}, ids=ids, texts=texts)
-    return compare_runs([one, two], samples=2000)
-
-
-def test_the_page_escapes_everything_and_fetches_nothing(evil: dict[str, Any]) -> None:
-    text = versus.render(evil)
-    page = _Page(text)
-    assert not {"img", "script", "b", "i", "link", "iframe"} & set(page.tags) and page.links == []
-    assert "<img src=x onerror=alert(1)>" in page.text and "<b>a_1&%--$x<" in page.text and "</i>&" in page.text
-    assert "url(" not in text and "@import" not in text and "default-src 'none'" in text
-    assert 'name="viewport"' in text and page.tags.count("svg") >= 1
-
-
-def test_the_terminal_gets_no_control_characters(evil: dict[str, Any]) -> None:
-    assert "\x1b" not in versus.terminal(evil) and "<img" in versus.terminal(evil)
-
-
-def test_latex_escapes_names_and_marks_what_is_clear(evil: dict[str, Any]) -> None:
-    text = versus.latex(evil)
-    assert r"(a) \textless{}b\textgreater{}a\_1\&\%-{}-\$x\textless{} & " in text
-    better = evil["systems"][1]["metrics"]["nDCG@10"]
-    assert rf"(b) two & {better['mean']:.3f}\textsuperscript{{a}} \\" in text
-    assert rf"{{}} & {{\scriptsize [{better['low']:.3f}, {better['high']:.3f}]}} \\" in text
-    assert rf"(b) $-$ (a) & ${evil['comparisons'][0]['difference']:+.3f}$ \\" in text
-    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 2, 1]
-    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
-    assert versus.escape_latex('\\{}~^&%$#_<>|"\n-') == (
-        r"\textbackslash{}\{\}\textasciitilde{}\textasciicircum{}\&\%\$\#\_\textless{}\textgreater{}\textbar{}\textquotedbl{} -"
-    )
-
-
-def test_latex_letters_go_to_whoever_is_ahead(three: list[str]) -> None:
-    text = versus.latex(compare_runs([three[1], three[0], three[2]], samples=2000))
-    # better stands first: the differences are negative, and its row has the letters of both.
-    assert f"(a) better & {BETTER.mean():.3f}\\textsuperscript{{b,c}} &" in text
-    assert f"(b) base & {BASE.mean():.3f} &" in text
-
-
-def test_json_round_trip_gives_the_same_page(three: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = {name: tmp_path / "out" / f"c.{name}" for name in ("json", "html", "latex")}
-    options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
-    assert main(["compare", *three, "--samples", "500", "--seed", "5", *options]) == 0
-    table = capsys.readouterr().out
-    found = json.loads(files["json"].read_text())
-    assert found.pop("verdict") == versus.verdict(found)
-    assert found == compare_runs(three, samples=500, seed=5)
-    assert files["html"].read_text() == versus.render(found)
-    assert files["latex"].read_text() == versus.latex(found)
-    assert table == versus.terminal(found) + "\n"
-    assert main(["compare", *three, "--samples", "500", "--seed", "5", "--json", "-"]) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads(files["json"].read_text())
-
-
-# -- what a run keeps for it ------------------------------------------------------------------------
-
-
-def test_overlap_is_of_the_best_passage_and_of_distinct_words() -> None:
-    assert overlap("The cat, the DOG", ["a dog", "cat dog bird"]) == pytest.approx(2 / 3)
-    assert overlap("cat", []) == 0.0
-    assert overlap("?!", ["anything"]) == 0.0
-    assert overlap("Straße é", ["STRASSE É"]) == 0.5  # lower-cased, not folded
-
-
-@pytest.mark.parametrize("block", [1, 3, 8192])
-def test_traits_are_the_same_in_blocks_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(slices, "_PASSAGES", block)
-    home = Folder.of(tmp_path)
-    texts = ["red fox", "blue whale song", "green tree", "red tree"]
-    for lo in (0, 2):  # two parts, so that a block reads from both
-        rows = pa.table([[f"d{n}" for n in (lo, lo + 1)], texts[lo : lo + 2]], schema=CORPUS)
-        home.write_table(f"corpus/{part_name(lo, lo + 2, 'parquet')}", rows)
-    judged = pa.table(
-        [
-            ["q0", "q1", "q2", "q3"],
-            ["red tree", "unjudged", "blue song at sea", "a green fox"],
-            [[3, 0], [], [2, 1], [0, 2, 1]],
-            [[1, 1], [], [0, 2], [1, 1, 0]],
-        ],
-        schema=QUERIES,
-    )
-    home.write_table(f"queries/{part_name(0, 4, 'parquet')}", judged)
-    tables = [Parts.of(home / name, list((home / name).files())) for name in ("queries", "corpus")]
-    found = slices.traits(*tables, rows=np.array([0, 2, 3]))
-    assert found.to_pydict() == {
-        "query_id": ["q0", "q2", "q3"],
-        "query": ["red tree", "blue song at sea", "a green fox"],
-        "query_words": [2, 4, 3],
-        "overlap": [1.0, 0.5, pytest.approx(1 / 3)],  # q2: grade 0 is not relevant
-        "judged": [2, 2, 3],
-    }
 
 
 def test_a_real_run_is_compared_with_its_start_and_teacher(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -25,47 +24,16 @@ from raydrd.config import Resources
 from raydrd.spine.cluster import Cluster
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Store
-from tests.conftest import write_config
-from tests.test_training import make_job
-from tests.worlds import FILLER, SUBJECTS
+from tests.faults import long_config
+from tests.training_jobs import make_job
 
 PATIENCE = 110.0
 pytestmark = pytest.mark.timeout(600)  # a whole module's fixture of several real processes
 
 
-def _bigger_collection(folder: Path, passages: int = 1000) -> None:
-    """The toy collection's words in more passages: work that lasts long enough to be killed in the middle of."""
-    draw = random.Random(1)
-    subjects = list(SUBJECTS)
-    (folder / "qrels").mkdir(parents=True)
-    with (folder / "corpus.jsonl").open("w") as stream:
-        for number in range(passages):
-            words = draw.choices(SUBJECTS[subjects[number % 12]], k=4) + draw.choices(FILLER, k=draw.randrange(4, 24))
-            stream.write(json.dumps({"_id": f"d{number}", "text": f"{' '.join(words)} {number}"}) + "\n")
-    with (folder / "queries.jsonl").open("w") as stream:
-        for number in range(60):
-            text = f"{' '.join(draw.sample(SUBJECTS[subjects[number % 12]], 2))} {number}"
-            stream.write(json.dumps({"_id": f"q{number}", "text": text}) + "\n")
-    for split, rows in (("train", range(24)), ("dev", range(24, 36)), ("test", range(36, 60))):
-        lines = [f"q{n}\td{n % 12}\t1" for n in rows]
-        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
-
-
 @pytest.fixture(scope="module")
 def config(toy: Path, toy_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
-    home = tmp_path_factory.mktemp("faults")
-    _bigger_collection(home / "data")
-    values = copy.deepcopy(toy_config)
-    values["data"] = {"path": str(home / "data")}
-    values["teacher"]["model"] = str(toy / "reranker")
-    values["preflight"] = "off"  # a random reranker: slow enough to be killed, and worth nothing
-    values["queries"] = {"count": 600, "sentences": 1}
-    values["candidates"] = {"sources": ["student"], "depth": 10}
-    train = {"learning_rate": 1.0e-3, "train_batch_size": 8, "max_steps": 25, "dropout": 0.1}
-    values["curriculum"] = [{"lists": {"graded": 4, "hard": 0, "rest": 4}, "train": train}]
-    values["evaluation"] = {"samples": 100, "dev_passages": 30, "dev_queries": 5, "depth": 10}
-    values["resources"] = {"ray": "off", "train_workers": 0, "rows_per_shard": 10, "save_seconds": 0}
-    return write_config(home / "toy.yaml", values)
+    return long_config(tmp_path_factory.mktemp("faults"), toy, toy_config)
 
 
 def _start(config: str, store: Path, *more: str) -> subprocess.Popen[bytes]:

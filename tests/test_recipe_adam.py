@@ -15,18 +15,16 @@ from raydrd.methods.lists import DARK, POSITIVE
 from raydrd.stages.shards import parts_of
 from tests.recipes import (
     LISTS,
-    METRIC,
     SCALE,
     artifact,
     artifact_of,
+    assert_found_again,
+    assert_learns,
     assert_negatives_are_unlabelled,
     fact,
-    gain,
     journal,
-    made,
     open_store,
     rows,
-    run_again,
     run_recipe,
     run_toy,
     settings,
@@ -48,11 +46,9 @@ def report(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_it_learns_and_is_found_again(report: dict[str, Any], tmp_path: Path) -> None:
-    assert gain(report) > 0.25
-    better = next(c for c in report["comparisons"] if (c["b"], c["metric"]) == ("student_before", METRIC))
-    assert better["low"] > 0 and better["p"] < 0.05
-    again = run_again(report, tmp_path)
-    assert made(again) == [] and again["systems"] == report["systems"]
+    better = assert_learns(report, by=0.25)
+    assert better["p"] < 0.05
+    assert_found_again(report, tmp_path)
 
 
 def test_the_teachers_lists_hold_more_dark_knowledge(report: dict[str, Any]) -> None:

@@ -8,22 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from raydrd.session import run
-from tests.conftest import write_config
-
-METRIC = "nDCG@10"
-
-
-def _made(report: dict[str, Any]) -> list[str]:
-    return [stage["name"] for stage in report["stages"] if not stage["reused"]]
+from tests.recipes import METRIC, assert_found_again, assert_learns, gain, made, open_store, run_toy
 
 
 def test_the_student_learns_what_its_teacher_knows(toy_run: dict[str, Any]) -> None:
     systems = toy_run["systems"]
     assert systems["teacher"][METRIC] == 1.0
-    assert systems["student"][METRIC] > systems["student_before"][METRIC] + 0.25
     assert systems["student"]["RR@10"] > systems["student_before"]["RR@10"] + 0.2
-    better = next(c for c in toy_run["comparisons"] if (c["b"], c["metric"]) == ("student_before", METRIC))
-    assert better["low"] > 0 and better["p"] < 0.05
+    better = assert_learns(toy_run, by=0.25)
+    assert better["p"] < 0.05
     devs = [segment["dev_after"][METRIC] for segment in toy_run["curve"]["segments"]]
     assert len(devs) == 3 and devs[-1] > toy_run["curve"]["segments"][0]["dev_before"][METRIC] + 0.2
 
@@ -43,12 +36,7 @@ def test_the_stages_tell_the_papers_story(toy_run: dict[str, Any]) -> None:
         "train step 3: 20/0/0",
     ]
     assert told.count("evaluate") == 3 + 4 + 4  # preflight, dev before and after each step, the four systems on test
-    from raydrd.config import Resources
-    from raydrd.spine.cluster import Cluster
-    from raydrd.spine.storage import Folder
-    from raydrd.spine.store import Store
-
-    keep = Store(Folder.of(toy_run["store"]), Cluster(Resources(ray="off")))
+    keep = open_store(toy_run["store"])
     trained = [keep.find("train", s["id"]) for s in toy_run["stages"] if s["name"] == "train"]
     starts = [t.manifest["inputs"]["start"]["artifact"] for t in trained]
     before = next(s for s in toy_run["stages"] if s["name"] == "adopt")
@@ -72,26 +60,23 @@ def test_the_run_folder_is_whole(toy_run: dict[str, Any]) -> None:
 
 def test_the_same_command_again_reuses_everything(toy_run: dict[str, Any], tmp_path: Path) -> None:
     began = time.monotonic()
-    again = run(toy_run["config"], [], out=str(tmp_path / "again"), store=str(toy_run["store"]))
+    assert_found_again(toy_run, tmp_path)
     assert time.monotonic() - began < 10
-    assert _made(again) == []
-    assert [s["id"] for s in again["stages"]] == [s["id"] for s in toy_run["stages"]]
-    assert again["systems"] == toy_run["systems"]
 
 
 def test_other_resources_give_the_same_ids(toy_run: dict[str, Any], tmp_path: Path) -> None:
     changes = ["resources.rows_per_shard=7", "resources.tokens_per_batch=128", "resources.per_device_train_batch_size=2"]
     again = run(toy_run["config"], changes, out=str(tmp_path / "again"), store=str(toy_run["store"]))
-    assert _made(again) == []
+    assert made(again) == []
 
 
 def test_another_last_step_makes_anew_the_last_lists_and_what_follows(toy_run: dict[str, Any], tmp_path: Path) -> None:
     changed = run(toy_run["config"], ["curriculum.2.lists.graded=15"], out=str(tmp_path / "c"), store=str(toy_run["store"]))
-    made = [(s["name"], s["label"]) for s in changed["stages"] if not s["reused"]]
-    assert made[:2] == [("assemble", "lists of step 3: 15/0/0"), ("train", "train step 3: 15/0/0")]
+    anew = [(s["name"], s["label"]) for s in changed["stages"] if not s["reused"]]
+    assert anew[:2] == [("assemble", "lists of step 3: 15/0/0"), ("train", "train step 3: 15/0/0")]
     follows = {"embed", "search", "evaluate", "build_index", "verify_export"}
-    assert {name for name, _ in made[2:]} == follows
-    assert [label for name, label in made if name == "evaluate"] == ["evaluate dev (step 3: 15/0/0)", "evaluate after"]
+    assert {name for name, _ in anew[2:]} == follows
+    assert [label for name, label in anew if name == "evaluate"] == ["evaluate dev (step 3: 15/0/0)", "evaluate after"]
     lists = next(s for s in changed["stages"] if s["label"] == "lists of step 3: 15/0/0")
     assert lists["because"] == ["rule.graded: 20 -> 15"]
 
@@ -106,9 +91,8 @@ def test_a_cut_student_with_made_queries_and_without_judgements(toy: Path, toy_c
     values["curriculum"] = values["curriculum"][:1]
     values["curriculum"][0]["lists"]["positives"] = "teacher"
     values["curriculum"][0]["train"]["max_steps"] = 30
-    report = run(write_config(tmp_path / "t.yaml", values), [], out=str(tmp_path / "run"), store=str(tmp_path / "store"))
-    systems = report["systems"]
-    assert systems["student"][METRIC] > systems["student_before"][METRIC] + 0.2
+    report = run_toy(tmp_path, values)
+    assert gain(report) > 0.2
     told = [s["name"] for s in report["stages"]]
     assert told.index("imitate") < told.index("join_candidates") < told.index("score_pairs") < told.index("train")
     lists = next(s for s in report["stages"] if s["name"] == "assemble")

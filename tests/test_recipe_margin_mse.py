@@ -10,15 +10,13 @@ import pytest
 
 from tests.recipes import (
     LISTS,
-    METRIC,
     SCALE,
     artifact,
     artifact_of,
+    assert_found_again,
+    assert_learns,
     assert_negatives_are_unlabelled,
-    gain,
-    made,
     rows,
-    run_again,
     run_recipe,
     run_toy,
     settings,
@@ -37,10 +35,8 @@ def report(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_it_learns_and_is_found_again(report: dict[str, Any], tmp_path: Path) -> None:
-    assert gain(report) > 0.15
-    assert next(c for c in report["comparisons"] if (c["b"], c["metric"]) == ("student_before", METRIC))["low"] > 0
-    again = run_again(report, tmp_path)
-    assert made(again) == [] and again["systems"] == report["systems"]
+    assert_learns(report, by=0.15)
+    assert_found_again(report, tmp_path)
 
 
 def test_mined_negatives_are_no_labelled_positives(report: dict[str, Any]) -> None:

@@ -16,20 +16,18 @@ from raydrd.methods.lists import POSITIVE, SUSPECT
 from raydrd.methods.wordmaps import TeacherMaps
 from tests.recipes import (
     LISTS,
-    METRIC,
     SCALE,
     artifact,
     artifact_of,
+    assert_found_again,
+    assert_learns,
     assert_negatives_are_unlabelled,
     fact,
-    gain,
     inputs,
-    made,
     open_store,
     refusal,
     retriever,
     rows,
-    run_again,
     run_recipe,
     run_toy,
     settings,
@@ -61,10 +59,8 @@ def report(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_it_learns_and_is_found_again(report: dict[str, Any], tmp_path: Path) -> None:
-    assert gain(report) > 0.25
-    assert next(c for c in report["comparisons"] if (c["b"], c["metric"]) == ("student_before", METRIC))["low"] > 0
-    again = run_again(report, tmp_path)
-    assert made(again) == [] and again["systems"] == report["systems"]
+    assert_learns(report, by=0.25)
+    assert_found_again(report, tmp_path)
 
 
 def test_the_threshold_moves_as_the_formula_says(report: dict[str, Any]) -> None:

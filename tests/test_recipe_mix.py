@@ -16,17 +16,15 @@ from raydrd.recipes import RECIPES
 from raydrd.session import read_config
 from tests.recipes import (
     LISTS,
-    METRIC,
     SCALE,
     artifact,
     artifact_of,
+    assert_found_again,
+    assert_learns,
     dry_run,
     fact,
-    gain,
-    made,
     refusal,
     rows,
-    run_again,
     run_recipe,
     run_toy,
     settings,
@@ -78,10 +76,8 @@ def report(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_everything_at_once_learns_and_is_found_again(report: dict[str, Any], tmp_path: Path) -> None:
-    assert gain(report) > 0.25
-    assert next(c for c in report["comparisons"] if (c["b"], c["metric"]) == ("student_before", METRIC))["low"] > 0
-    again = run_again(report, tmp_path)
-    assert made(again) == [] and again["systems"] == report["systems"]
+    assert_learns(report, by=0.25)
+    assert_found_again(report, tmp_path)
 
 
 def test_one_list_carries_all_parts(report: dict[str, Any]) -> None:

@@ -11,18 +11,16 @@ import pytest
 from raydrd.flow.teach import teach
 from raydrd.methods.neighbours import available
 from tests.recipes import (
-    METRIC,
     SCALE,
     artifact,
     artifact_of,
+    assert_found_again,
+    assert_learns,
     fact,
-    gain,
-    made,
     open_store,
     open_toy,
     retriever,
     rows,
-    run_again,
     run_recipe,
     run_toy,
     settings,
@@ -53,10 +51,8 @@ def report(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_it_learns_and_is_found_again(report: dict[str, Any], tmp_path: Path) -> None:
-    assert gain(report) > 0.2
-    assert next(c for c in report["comparisons"] if (c["b"], c["metric"]) == ("student_before", METRIC))["low"] > 0
-    again = run_again(report, tmp_path)
-    assert made(again) == [] and again["systems"] == report["systems"]
+    assert_learns(report, by=0.2)
+    assert_found_again(report, tmp_path)
 
 
 def test_each_round_mines_with_the_student_as_it_is_by_then(report: dict[str, Any]) -> None:

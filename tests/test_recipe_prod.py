@@ -14,21 +14,19 @@ from raydrd.flow.lab import check_setting, open_lab
 from raydrd.recipes import prod
 from raydrd.stages.adopt import model_folder
 from tests.recipes import (
-    METRIC,
     SCALE,
     artifact,
     artifact_of,
+    assert_found_again,
+    assert_learns,
     assert_negatives_are_unlabelled,
     digest,
     dry_run,
-    gain,
     inputs,
-    made,
     open_store,
     refusal,
     retriever,
     rows,
-    run_again,
     run_recipe,
     run_toy,
     settings,
@@ -65,10 +63,8 @@ def report(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_it_learns_and_is_found_again(report: dict[str, Any], tmp_path: Path) -> None:
-    assert gain(report) > 0.25
-    assert next(c for c in report["comparisons"] if (c["b"], c["metric"]) == ("student_before", METRIC))["low"] > 0
-    again = run_again(report, tmp_path)
-    assert made(again) == [] and again["systems"] == report["systems"]
+    assert_learns(report, by=0.25)
+    assert_found_again(report, tmp_path)
 
 
 def test_no_confusing_query_is_a_note(report: dict[str, Any]) -> None:

@@ -21,8 +21,8 @@ from raydrd.models.answers import AnswerModel, pointwise_scores
 from raydrd.models.prompts import DUOT5, MONOT5, assemble
 from raydrd.spine.store import Artifact
 from raydrd.stages.adopt import model_folder
+from tests.language_models import language_model
 from tests.recipes import LISTS, SCALE, inputs, open_toy, rows, run_recipe, settings, steps, table_rows
-from tests.test_answers import _model as language_model
 
 TRAIN = {"lists": {**LISTS, "unlabelled": False}, "train": steps(40, 2.0e-3)}
 

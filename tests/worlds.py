@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 
 SUBJECTS: dict[str, tuple[str, ...]] = {
@@ -179,6 +180,13 @@ def oracle_cross_encoder(folder: str | Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)
+
+
+def sharpen(folder: Path, *, by: float = 8) -> Path:
+    """Larger matrices in a saved model: one as drawn says nearly the same of every text, and any tolerance would pass."""
+    file = folder / "model.safetensors"
+    save_file({name: by * t if t.ndim > 1 else t for name, t in load_file(file).items()}, file, metadata={"format": "pt"})
+    return folder
 
 
 def _config(tokenizer: BertTokenizer, *, layers: int, width: int, max_length: int, dropout: float) -> BertConfig:

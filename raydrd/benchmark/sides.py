@@ -75,7 +75,7 @@ def embedding(model: Path, texts: list[str], *, work: Folder, rounds: int) -> Co
         real_tokens=int(lengths.sum()),
         padded_tokens=counts,
         flops=Cost.of(one.tower.backbone).flops(lengths),
-        shapes=shapes(one.tower.backbone, one.budget),
+        shapes=shapes(one.tower.backbone, one.budget.tokens),
         facts={
             "largest difference in fp32": float(np.abs(vectors["ours fp32"] - vectors[THEIRS]).max()),
             **closeness(vectors["ours bf16"], vectors[THEIRS]),
@@ -141,7 +141,7 @@ def scoring(
         real_tokens=int(lengths.sum()),
         padded_tokens=counts,
         flops=Cost.of(one.model.base_model).flops(lengths),
-        shapes=shapes(one.model.base_model, one.budget),
+        shapes=shapes(one.model.base_model, one.budget.tokens),
         facts={
             "largest difference in fp32": float(np.abs(scores["ours fp32"] - scores[THEIRS]).max()),
             "largest difference in bf16": float(np.abs(scores["ours bf16"] - scores[THEIRS]).max()),

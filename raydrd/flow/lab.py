@@ -14,6 +14,7 @@ from raydrd.setting import BiEncoderTeacher, Ensemble, PromptedTeacher, ReadySco
 from raydrd.spine.precision import Precision, resolve
 from raydrd.spine.store import Artifact, Located, Store
 from raydrd.stages.adopt import adopt, located, wanted_layout
+from raydrd.stages.indexfile import check_index
 from raydrd.stages.load import load, make_queries, report_load, sample_dev, sample_queries, table
 
 
@@ -136,6 +137,7 @@ def open_lab(cfg: Setting, store: Store) -> Lab:
 
     original_layout = wanted_layout(cfg.student, read_layout(student_source.where))
     start = store.run(adopt, "student before", source=student_source, layout=original_layout, layers=plain(cfg.student.layers))
+    check_index(cfg.index, width=int(start.metrics["width"]), passages=int(data.metrics["passages"]))
     original = start
     if cfg.student.layers is not None and cfg.recover is not None:
         original = store.run(adopt, "student uncut", source=student_source, layout=original_layout, layers=None)

@@ -8,10 +8,11 @@ from raydrd.spine.precision import Precision
 from raydrd.spine.progress import say
 from raydrd.spine.store import Artifact, Located, Store
 from raydrd.stages.adopt import layout_of, model_folder
+from raydrd.stages.bm25 import bm25_index, bm25_search
 from raydrd.stages.combine import first_candidates, with_positives
 from raydrd.stages.embed import embed
 from raydrd.stages.load import take_run
-from raydrd.stages.search import bm25_index, bm25_search, join_candidates, search
+from raydrd.stages.search import join_candidates, search
 from raydrd.stages.tokenize import tokenize
 
 

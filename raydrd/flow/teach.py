@@ -30,20 +30,18 @@ def scored_candidates(
     teacher: Teacher | None = None,
     label: str = "student",
     positives: bool = False,
-    known: Artifact | None = None,
 ) -> Artifact:
     """Candidates of the training queries with the teacher's scores: mined and scored, or ready-made.
 
     The teacher (default the config's own) is trained on these candidates first if it asks for training, and tried on
-    dev. `known`: an earlier round's scored candidates of the same queries; a pair that stands there is not scored again.
+    dev.
     """
     teacher = teacher or lab.teacher
     if isinstance(teacher.cfg, ReadyScores):
         return lab.store.run(take_scores, "take ready-made scores", data=lab.data)
     found = mine(lab, student, label=label, positives=positives)
     trained = ready(lab, teacher, found)
-    known = None if trained.members else known  # an ensemble's scores depend on the whole list
-    scored = teach(lab, trained, found, lab.train_data, "queries/train", label=label, known=known)
+    scored = teach(lab, trained, found, lab.train_data, "queries/train", label=label)
     lab.deeper[scored.id] = lab.deeper.get(found.id, found)
     return scored
 
@@ -103,7 +101,6 @@ def teach(
     *,
     corpora: list[Artifact] | None = None,
     reference: Artifact | None = None,
-    known: Artifact | None = None,
     label: str = "",
 ) -> Artifact:
     """Candidates of table `name` with the teacher's scores.
@@ -133,12 +130,18 @@ def teach(
         candidates=candidates,
         query_tokens=tokens(lab.store, model, data, name),
         passage_tokens=_one([tokens(lab.store, model, one, "corpus") for one in corpora]),
-        teacher=Located(identity=teacher.identity, where=model_folder(model)),
+        teacher=_placed(teacher),
         max_length=teacher.cfg.max_length,
         precision=lab.precision,
         **({"kind": "prompted", "prompt": prompt_of(teacher.cfg.prompt)} if prompted else {}),
-        **({"known": known} if known is not None else {}),
     )
+
+
+def _placed(teacher: Teacher) -> Located:
+    """A reranker for a scoring stage: known by what made it; its scores are kept under the digest of its files."""
+    assert teacher.model is not None
+    weights = str(teacher.model.metrics.get("weights", ""))
+    return Located(identity=teacher.identity, where=model_folder(teacher.model), digest=weights)
 
 
 def _one(artifacts: list[Artifact]) -> Artifact | list[Artifact]:
@@ -170,7 +173,7 @@ def _compared(lab: Lab, teacher: Teacher, pairs: Artifact, data: Artifact, name:
         query_tokens=tokens(lab.store, teacher.model, data, name),
         passage_tokens=tokens(lab.store, teacher.model, corpus, "corpus"),
         kind=teacher.cfg.kind,
-        teacher=Located(identity=teacher.identity, where=model_folder(teacher.model)),
+        teacher=_placed(teacher),
         prompt=prompt_of(teacher.cfg.prompt) if prompted else None,
         max_length=teacher.cfg.max_length,
         precision=lab.precision,

@@ -24,10 +24,15 @@ Vectors = dict[str, Tensor]
 
 
 class Comm(Protocol):
-    """The workers of a step as one: this rank's place, and tensors of all ranks with gradients to their owners."""
+    """The workers of a step as one: this rank's place, and tensors of all ranks with gradients to their owners.
+
+    offset: place of this rank's first row among the rows of all ranks, when it holds so many.
+    """
 
     rank: int
     world: int
+
+    def offset(self, rows: int) -> int: ...
 
     def gather(self, tensor: Tensor) -> Tensor: ...
 
@@ -137,7 +142,7 @@ class View:
             doc_rows_GN,
             mask_GN=mask_GN,
             relevant_QP=batch.relevant_QR,
-            offset=self.comm.rank * len(batch.labels_QN),
+            offset=self.comm.offset(len(batch.labels_QN)),
         )
         own_QM = torch.zeros_like(mask_QM)
         own_QM[:, : batch.labels_QN.shape[1]] = True
@@ -168,7 +173,7 @@ class Ordered(Frozen):
             mask_GN=mask_GN,
             relevant_QP=batch.relevant_QR,
             pool=self.in_batch,
-            offset=view.comm.rank * len(batch.labels_QN),
+            offset=view.comm.offset(len(batch.labels_QN)),
         )
         return lambda_mrr(scores_QM, labels_QM, mask_QM)
 

@@ -72,7 +72,7 @@ def check_batches(rule: SelfPaced | None, resources: Resources, *, where: str) -
     Raises:
         InputError: mode batch_topk with several workers, or with batches learnt in pieces.
     """
-    cut = resources.train_workers > 1 or resources.per_device_train_batch_size is not None
+    cut = resources.train_range()[1] > 1 or resources.per_device_train_batch_size is not None
     if rule is not None and rule.mode == "batch_topk" and cut:
         raise InputError(
             f"{where}.mode: batch_topk needs the whole batch at once, resources cut it; write mode: quantile, or "

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from raydrd.errors import InputError
-from raydrd.models.batching import Ids, pad, token_batches
-from raydrd.models.devices import TOKENS_PER_BATCH, inference, prepare, this_device
+from raydrd.models.batching import Ids, pad
+from raydrd.models.devices import TokenBudget, inference, prepare, this_device
 from raydrd.models.encoders import quiet_transformers
 from raydrd.models.prompts import Prompt, answer_ids, pieces_of
 from raydrd.spine.precision import Precision
@@ -58,7 +58,7 @@ class AnswerModel:
         self.device = device or this_device()
         self.model = model.to(self.device)
         self.precision = precision
-        self.budget = tokens_per_batch or TOKENS_PER_BATCH[self.device.type]
+        self.budget = TokenBudget(self.device, tokens_per_batch)
 
     def logits(self, prompts: Sequence[Ids]) -> Floats:
         """Logits float32 [prompts, 2] of (positive, negative) as the first token of the answer.
@@ -71,10 +71,13 @@ class AnswerModel:
         if self.max_length is not None and len(prompts) and lengths.max() > self.max_length:
             raise InputError(f"max_length: a prompt has {lengths.max()} tokens, the teacher takes {self.max_length}; lower it")
         result = np.empty((len(prompts), 2), dtype=np.float32)
+
+        def run(batch: NDArray[np.int64]) -> None:
+            ids_BT, mask_BT = pad([prompts[i] for i in batch], pad_id=self.pad_id)
+            result[batch] = self._answers(ids_BT.to(self.device), mask_BT.to(self.device)).float().cpu().numpy()
+
         with inference(self.device, self.precision):
-            for batch in token_batches(lengths, tokens_per_batch=self.budget):
-                ids_BT, mask_BT = pad([prompts[i] for i in batch], pad_id=self.pad_id)
-                result[batch] = self._answers(ids_BT.to(self.device), mask_BT.to(self.device)).float().cpu().numpy()
+            self.budget.each(lengths, run)
         wrong = np.flatnonzero(~np.isfinite(result).all(axis=1))
         if len(wrong):
             raise ValueError(f"the teacher gave {result[wrong[0]].tolist()} for prompt {wrong[0]}; try precision: fp32")

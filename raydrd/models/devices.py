@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from raydrd.errors import StageError
+from raydrd.models.batching import token_batches
 from raydrd.spine.precision import Precision
+from raydrd.spine.progress import note
+
+T = TypeVar("T")
 
 # Padded tokens a forward pass. Measured on a CPU: from 512 to 8,192 a batch of texts of one length costs the same a
 # token, so what decides is padding, which small batches have less of (2,000 texts: 0.9 % at 2,048, 1.7 % at 4,096).
@@ -53,6 +62,57 @@ def inference(device: torch.device, precision: Precision) -> Iterator[None]:
     """No gradients; bf16 by autocast, so that normalisation, softmax and sums stay in float32. See `prepare`."""
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         yield
+
+
+# How else than by torch.OutOfMemoryError a device says that it has no room: cuBLAS' workspace, and the CPU's allocator.
+NO_ROOM = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
+
+
+def fitting(work: Callable[[], T]) -> T | None:
+    """What `work` gives; None if the device's memory was too small for it, and what it held is then free again."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in NO_ROOM):
+            raise
+    # Here the error is gone, and with it the frames that held tensors.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+class TokenBudget:
+    """How many padded tokens this worker's device takes at once: what did not fit is split, and that is remembered."""
+
+    def __init__(self, device: torch.device, tokens: int | None) -> None:
+        self.device = device
+        self.tokens = tokens or TOKENS_PER_BATCH[device.type]
+
+    def each(self, lengths: NDArray[np.int64], run: Callable[[NDArray[np.int64]], Any]) -> None:
+        """Call `run` with the places of texts of similar length, each text once (again, if its batch did not fit).
+
+        Raises:
+            StageError: a single text does not fit.
+        """
+        todo = token_batches(lengths, tokens_per_batch=self.tokens)[::-1]
+        while todo:
+            batch = todo.pop()
+            if fitting(lambda batch=batch: [run(batch)]) is not None:  # type: ignore[misc]
+                continue
+            longest = int(lengths[batch].max())
+            if len(batch) == 1:
+                raise StageError(
+                    f"a single text of {longest} tokens does not fit the memory of {self.device}; set precision=bf16, cut "
+                    "texts shorter (max_length), take a smaller model, or give fewer workers a GPU (resources.gpus_per_worker)"
+                )
+            note(
+                f"a batch of {len(batch) * longest:,} padded tokens did not fit the memory of {self.device}; "
+                f"resources.tokens_per_batch={max(64, len(batch) * longest // 2)} spares the tries"
+            )
+            self.tokens = len(batch) * longest // 2
+            left = np.concatenate([batch, *todo])
+            todo = [left[places] for places in token_batches(lengths[left], tokens_per_batch=self.tokens)][::-1]
 
 
 def keep_freed_memory() -> None:

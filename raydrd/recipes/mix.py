@@ -151,7 +151,7 @@ def run(cfg: Config, lab: Lab) -> Artifact:
     for number, step in enumerate(cfg.steps):
         label = f"step {number + 1}"
         if scored is None or step.mine:
-            scored = scored_candidates(lab, student, label=label, positives=True, known=scored)
+            scored = scored_candidates(lab, student, label=label, positives=True)
         if step.pairs is not None and cfg.pairwise is not None:
             pairs = duels(lab, lab.teachers[cfg.pairwise], scored, step.pairs, symmetrize=cfg.symmetrize, label=label)
         moves = step.filter is not None and step.filter.mode == "quantile"  # the other modes have no threshold to smooth

@@ -77,17 +77,16 @@ def run(cfg: Config, lab: Lab) -> Artifact:
     """The distilled student."""
     if len(cfg.rounds) > 1:
         tell_mined_once(lab)
-    student, known = started(lab), None
+    student = started(lab)
     for number, config in enumerate(cfg.rounds, 1):
         label = f"round {number}"
-        # What the pointwise teacher scored in an earlier round is not scored again.
-        scored = scored_candidates(lab, student, label=label, known=known)
+        # What a teacher scored in an earlier round is found in its score book.
+        scored = scored_candidates(lab, student, label=label)
         pairs = None
         if cfg.loss.lambda_pair:
             pairs = duels(lab, lab.teachers[cfg.pairwise], scored, cfg.pairs, symmetrize=cfg.symmetrize, label=label)
         made = listed(lab, label, scored, cfg.lists, pairs=pairs)
         student = distil(lab, student, label, made.lists, objective(cfg.loss, scale_of(lab, lab.teacher)), config)
-        known = scored
     return student
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from raydrd.report import curve, method, summary
+from raydrd.report import curve, forecast, method, summary
+from raydrd.report.index import index_sentence
 from raydrd.report.template import template
 from raydrd.spine.storage import Folder
 
@@ -134,6 +135,7 @@ def render(report: Mapping[str, Any]) -> str:
         notes=(report.get("data") or {}).get("notes") or [],
         metrics=names,
         rows=summary.rows(report),
+        index=index_sentence(report.get("index")),
         comparisons=_comparisons(report),
         charts=[
             (kind, drawn)
@@ -142,6 +144,7 @@ def render(report: Mapping[str, Any]) -> str:
         ],
         segments=curve.segment_rows(learning, names[0]) if learning.get("segments") else [],
         stages=_stages(report),
+        forecast=forecast.sentence(report.get("forecast")),
         examples=_examples(report),
         config=_yaml(report["config"]) if report.get("config") else "",
         provenance=_provenance(report),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raydrd.report import method, summary
+from raydrd.report.index import index_sentence
 
 _PLAIN = str.maketrans({"−": "-", "–": "-", "’": "'", "\u00a0": " "})
 
@@ -42,6 +43,8 @@ def final_table(report: Mapping[str, Any]) -> str:
         lines += [f"  {summary.against(c).ljust(width)}  {summary.difference(c)}" for c in made]
     if share := summary.share_sentence(report):
         lines.append(share)
+    if told := index_sentence(report.get("index")):
+        lines.append(told)
     lines += method.terminal_lines(report)
     text = "\n".join(lines).translate(_PLAIN)
     return text.encode("ascii", errors="replace").decode()  # a name of a metric, a teacher or a stage may hold anything

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from uuid import uuid4
 from raydrd.config import Resources
 from raydrd.errors import InputError, StageError
 from raydrd.spine.precision import local_gpu
-from raydrd.spine.progress import bar
+from raydrd.spine.progress import bar, noted, remark
 from raydrd.spine.quiet import DivertedStderr, keep_logs, quiet_ray
 from raydrd.spine.storage import Folder
+from raydrd.spine.trouble import explained
+from raydrd.spine.waiting import SEATS, Waiting, pool_line
 
 Shard = dict[str, Any]
 Worker = Callable[[Shard], dict[str, Any]]
@@ -174,9 +177,13 @@ class Cluster:
         run = self._inline if here else self._on_ray
         results: list[dict[str, Any]] = []
         errors: list[dict[str, Any]] = []
+        said: set[str] = set()
         with bar(label, total, unit) as shown:
-            for result in run(worker, arguments, shards, marks, models):
+            for result in run(worker, arguments, shards, marks, models, label):
                 shown.update(int(result.get("rows", 1)))
+                for line in set(result.pop("notes", [])) - said:
+                    said.add(line)
+                    remark(f"  {label}: {line}")
                 (errors if result.get("error") else results).append(result)
         for error in errors:
             if error.get("input"):
@@ -184,13 +191,13 @@ class Cluster:
         if errors:
             first = errors[0]
             raise StageError(
-                f"{label}: {len(errors)} of {len(shards)} shards failed; {first['shard']}: {first['error']}\n"
-                f"{first.get('trace', '')}"
+                f"{label}: {len(errors)} of {len(shards)} shards failed; {first['shard']}: {first['error']}"
+                + (f"\n{first['trace']}" if first.get("trace") else "")
             )
         return results
 
     def _inline(
-        self, worker: type, arguments: dict[str, Any], shards: list[Shard], marks: Folder, models: bool
+        self, worker: type, arguments: dict[str, Any], shards: list[Shard], marks: Folder, models: bool, label: str
     ) -> Iterator[dict[str, Any]]:
         try:
             run = worker(**arguments)
@@ -201,7 +208,7 @@ class Cluster:
             yield attempt(run, shard)
 
     def _on_ray(
-        self, worker: type, arguments: dict[str, Any], shards: list[Shard], marks: Folder, models: bool
+        self, worker: type, arguments: dict[str, Any], shards: list[Shard], marks: Folder, models: bool, label: str
     ) -> Iterator[dict[str, Any]]:
         self.start()
         import ray
@@ -216,6 +223,7 @@ class Cluster:
         )
         shared_or_refuse(marks)
         rows = [{"item": {**shard, "mark": shard["name"]}} for shard in shards]
+        token = uuid4().hex[:8]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             Seat,
             batch_size=1,
@@ -228,12 +236,28 @@ class Cluster:
                 "threads": pool.cpus,
                 "gpus": pool.gpus,
                 "marks": marks,
-                "token": uuid4().hex[:8],
+                "token": token,
                 "attempts": self.resources.shard_attempts,
             },
         )
-        for row in dataset.iter_rows():
-            yield row["result"]
+        done: set[str] = set()
+        each = f"{pool.cpus} CPU{'s' if pool.cpus > 1 else ''}" + (f" and {pool.gpus:g} GPU" if pool.gpus else "")
+        with Waiting(
+            label, self.resources.stall_seconds, lambda: pool_line(marks / token, done, pool.size, each, room())
+        ) as waiting:
+            for row in dataset.iter_rows():
+                waiting.moved()
+                done.add(row["result"]["shard"])
+                yield row["result"]
+
+
+def room() -> str:
+    """What Ray has and what of it is free: `cluster has 8 CPUs, 1 free; 2 GPUs, 0 free`."""
+    import ray
+
+    has, free = ray.cluster_resources(), ray.available_resources()
+    kinds = [k for k in ("CPU", "GPU") if k == "CPU" or has.get(k)]
+    return "cluster has " + "; ".join(f"{has.get(k, 0):g} {k}s, {free.get(k, 0):g} free" for k in kinds)
 
 
 def attempt(run: Worker, shard: Shard) -> dict[str, Any]:
@@ -246,13 +270,18 @@ def attempt(run: Worker, shard: Shard) -> dict[str, Any]:
     result.setdefault("shard", shard["name"])
     result.setdefault("rows", int(shard.get("rows", 1)))
     result["busy_seconds"] = time.monotonic() - began
+    if lines := noted():
+        result["notes"] = lines
     return result
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """An error that is being handled, as a value that travels; the user's mistake stays one."""
-    if isinstance(error, InputError):
-        return {"error": str(error), "input": True}
+    """An error that is being handled, as a value that travels; the user's mistake stays one. One line where one explains it."""
+    known = explained(error)
+    if isinstance(known, InputError):
+        return {"error": str(known), "input": True}
+    if known is not None:
+        return {"error": str(known)}
     return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
 
 
@@ -272,9 +301,12 @@ class Seat:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # an actor that was given no GPU takes none
         self.marks, self.token, self.attempts = marks, token, attempts
         self.error: dict[str, Any] | None = None
+        place = f"{token}/{SEATS}/{uuid4().hex[:8]}"
         try:
+            self.marks.write_bytes(f"{place}.begun", b"")
             set_threads(threads)
             self.run: Worker = worker(**arguments)
+            self.marks.write_bytes(f"{place}.ready", b"")
         except Exception as error:
             # Raised here it would be retried for ever; kept, every shard reports it and the stage ends.
             self.error = failure(error)
@@ -284,14 +316,23 @@ class Seat:
         mark = shard.pop("mark")
         if self.error is not None:
             return {"result": [{"shard": mark, "rows": int(shard.get("rows", 1)), **self.error}]}
-        number = 1
-        while self.marks.exists(f"{self.token}/{mark}.{number}"):
-            number += 1
-        if number > self.attempts:
-            error = f"killed its worker {self.attempts} times (out of memory, or a crash below Python)"
-            return {"result": [{"shard": mark, "rows": int(shard.get("rows", 1)), "error": error}]}
-        self.marks.write_bytes(f"{self.token}/{mark}.{number}", b"")
-        return {"result": [attempt(self.run, shard)]}
+        try:
+            number = 1
+            while self.marks.exists(f"{self.token}/{mark}.{number}"):
+                number += 1
+            if number > 1 and self.marks.exists(f"{self.token}/{mark}.done"):
+                # Its result was lost with the node that held it, and Ray asks again: what is finished is not made twice.
+                return {"result": [self.marks.read_json(f"{self.token}/{mark}.done")]}
+            if number > self.attempts:
+                raise StageError(f"killed its worker {self.attempts} times (out of memory, or a crash below Python)")
+            self.marks.write_bytes(f"{self.token}/{mark}.{number}", b"")
+        except Exception as error:  # a store that is out of reach or full; raised here it would end as Ray's traceback
+            return {"result": [{"shard": mark, "rows": int(shard.get("rows", 1)), **failure(error)}]}
+        result = attempt(self.run, shard)
+        if not result.get("error"):
+            with suppress(Exception):  # a store in trouble fails the shard where it writes its rows, not here
+                self.marks.write_json(f"{self.token}/{mark}.done", result)
+        return {"result": [result]}
 
 
 def set_threads(threads: int) -> None:

@@ -164,16 +164,14 @@ class TokenReader:
 
     def __init__(self, parts: Parts | Chain) -> None:
         self.parts = parts
-        self._open: dict[int, tuple[NDArray[np.int64], NDArray[np.int32]]] = {}
+        self._open: dict[int, tuple[NDArray[np.int32], NDArray[np.int32]]] = {}
 
-    def _arrays(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    def _arrays(self, number: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         if number not in self._open:
             column = self.parts.read(self.parts.parts[number])["ids"]
             lists = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
-            self._open[number] = (
-                lists.offsets.to_numpy().astype(np.int64),
-                lists.values.to_numpy(),
-            )
+            # Views of the file: a copy of the offsets would be heap that grows with the corpus.
+            self._open[number] = (lists.offsets.to_numpy(), lists.values.to_numpy())
         return self._open[number]
 
     def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -198,6 +196,15 @@ class TokenReader:
         return result
 
 
+def matrix(table: pa.Table) -> NDArray[np.floating]:
+    """The vectors of a table as [rows, D] in the type they were stored in; a view of the file where it is one batch."""
+    column = table["vector"]
+    # combine_chunks copies, also a single chunk.
+    whole = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+    values: NDArray[np.floating] = whole.flatten().to_numpy()
+    return values.reshape(len(whole), -1)
+
+
 class VectorReader:
     """Vectors by row, from memory-mapped parts; float32 [rows, D] out, whatever they were stored in."""
 
@@ -208,9 +215,7 @@ class VectorReader:
     def part(self, number: int) -> NDArray[np.floating]:
         """The stored matrix of one part, a view of the file."""
         if number not in self._open:
-            column = self.parts.read(self.parts.parts[number])["vector"].combine_chunks()
-            column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-            self._open[number] = column.values.to_numpy().reshape(len(column), -1)
+            self._open[number] = matrix(self.parts.read(self.parts.parts[number]))
         return self._open[number]
 
     def slice(self, lo: int, hi: int) -> NDArray[np.float32]:

@@ -29,6 +29,27 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+def remark(line: str) -> None:
+    """One line on standard error, at once, never through the middle of a bar: what goes wrong, or is waited for."""
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
+
+
+_notes: list[str] = []  # of this process
+
+
+def note(line: str) -> None:
+    """Something that a worker wants a person to know; it travels with the result of its shard."""
+    _notes.append(line)
+
+
+def noted() -> list[str]:
+    """What was noted since this was last asked."""
+    found = _notes[:]
+    _notes.clear()
+    return found
+
+
 def per_second(rate: float) -> str:
     """`1,234/s`, `3.4/s`."""
     return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"

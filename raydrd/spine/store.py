@@ -54,10 +54,14 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Located:
-    """Something known by its content (`identity`), found at `where`: only the former enters an identity."""
+    """Something known by its content (`identity`), found at `where`: only the former enters an identity.
+
+    digest: of the files, where `identity` says how they were made.
+    """
 
     identity: Any
     where: Any
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Work:
     cluster: Cluster
     label: str
     id: str
+    root: Folder  # of the whole store: what its runs share lies there
 
 
 @dataclass
@@ -200,7 +205,7 @@ class Store:
     ) -> None:
         attempt = f"out-{uuid4().hex[:8]}"
         began = time.time()
-        work = Work(folder=home / attempt, shards=home / "shards", cluster=self.cluster, label=label, id=id_)
+        work = Work(folder=home / attempt, shards=home / "shards", cluster=self.cluster, label=label, id=id_, root=self.root)
         metrics = function(work, **inputs) or {}
         files = {n: size for n, size in home.files().items() if n.startswith(("shards/", f"{attempt}/"))}
         kept = {n: size for n, size in files.items() if not n.startswith(("shards/attempts/", "shards/scratch/"))}

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from raydrd.methods.neighbours import NeighbourPairs
 from raydrd.models.prompts import Prompt
 from raydrd.spine.parts import Parts
 from raydrd.spine.precision import Precision
+from raydrd.spine.scorebook import Book
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Located, Work, stage
 from raydrd.spine.tables import PAIRS
 from raydrd.stages.assemble import rows_of
+from raydrd.stages.known import PLACES, Asked, Keys, Known, KnownScores, look_up, places_of
 from raydrd.stages.load import table
-from raydrd.stages.score import open_scorer
+from raydrd.stages.score import about_scores, answer, book_of, open_scorer
 from raydrd.stages.shards import chain_of, parts_of, pending, total_counts, write_counted
 
 
@@ -56,63 +58,54 @@ def sample_pairs(work: Work, *, scored: Artifact, data: Artifact, rule: Neighbou
     return {"rows": candidates.rows, "unit": "queries", **total_counts(work, "pairs")}
 
 
+def asked_duels(pairs: pa.Table, lo: int, *, symmetrize: bool) -> Asked:
+    """Every pair of these rows, which begin at row `lo`, then those that are also asked the other way round.
+
+    Position bias is told even when it is not paid for: on every eighth query's pairs.
+    """
+    left, right = (pairs[name].combine_chunks() for name in ("left", "right"))
+    counts = left.value_lengths().to_numpy(zero_copy_only=False)
+    query = np.repeat(pairs["query_row"].to_numpy(), counts)
+    a, b = left.flatten().to_numpy(), right.flatten().to_numpy()
+    places = places_of(counts, lo)
+    back = np.ones(len(places), bool) if symmetrize else np.repeat(np.arange(lo, lo + len(counts)) % 8 == 0, counts)
+    return Asked(
+        np.concatenate([query, query[back]]),
+        (np.concatenate([a, b[back]]), np.concatenate([b, a[back]])),
+        np.concatenate([places, places[back] + PLACES // 2]),
+    )
+
+
 class Duellist:
-    """A pairwise reranker over blocks of queries."""
+    """A pairwise reranker over blocks of queries; what its book knew is taken, what it computes is added."""
 
     def __init__(
-        self,
-        *,
-        kind: Literal["cross_encoder", "prompted"],
-        model: Folder,
-        prompt: Prompt | None,
-        pairs: Parts,
-        queries: Parts,
-        passages: Parts,
-        out: Folder,
-        max_length: int,
-        precision: Precision,
-        tokens_per_batch: int | None,
-        symmetrize: bool,
-    ) -> None:
-        self.scorer = open_scorer(
-            kind,
-            model,
-            prompt=prompt,
-            queries=queries,
-            passages=passages,
-            max_length=max_length,
-            precision=precision,
-            tokens_per_batch=tokens_per_batch,
-        )
-        self.pairs, self.out, self.symmetrize = pairs, out, symmetrize
-
-    def _log_p(self, query: NDArray[np.int64], a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
-        from raydrd.models.answers import pairwise_log_p
-
-        gaps = self.scorer.scores(query, a, b)
-        if not np.isfinite(gaps).all():
-            raise ValueError("the pairwise teacher gave a score that is not finite; try precision: fp32")
-        return pairwise_log_p(gaps)
+        self, *, kind: str, model: Folder, pairs: Parts, out: Folder, symmetrize: bool, known: Known, book: Book, label: str,
+        **more: Any,
+    ) -> None:  # fmt: skip
+        self.scorer = open_scorer(kind, model, **more)
+        self.pairs, self.out, self.symmetrize, self.book, self.label = pairs, out, symmetrize, book, label
+        self.known, self.keys = KnownScores(known), Keys(more["queries"], more["passages"])
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        rows = self.pairs.slice(shard["lo"], shard["hi"])
-        left, right = (rows[name].combine_chunks() for name in ("left", "right"))
-        counts = left.value_lengths().to_numpy(zero_copy_only=False)
-        query = np.repeat(rows["query_row"].to_numpy(), counts)
-        a, b = left.flatten().to_numpy(), right.flatten().to_numpy()
-        from raydrd.models.answers import symmetrized
+        from raydrd.models.answers import pairwise_log_p, symmetrized
 
-        log_p = self._log_p(query, a, b)
-        # Position bias is told even when it is not paid for: on every eighth query's pairs.
-        asked = slice(None) if self.symmetrize else np.repeat(np.arange(shard["lo"], shard["hi"]) % 8 == 0, counts)
-        back = self._log_p(query[asked], b[asked], a[asked])
-        both, off = symmetrized(log_p[asked], back)
+        rows = self.pairs.slice(shard["lo"], shard["hi"])
+        asked = asked_duels(rows, shard["lo"], symmetrize=self.symmetrize)
+        is_back = asked.places % PLACES >= PLACES // 2
+        gaps = np.concatenate([self.known.of(asked.at(~is_back)), self.known.of(asked.at(is_back))])
+        name = f"{self.label}-{shard['name'].partition('.')[0]}"
+        computed = answer(self.scorer, asked, gaps, self.book, self.keys, name)
+        log_p, back = pairwise_log_p(gaps[~is_back]), pairwise_log_p(gaps[is_back])
+        both_ways = np.isin(asked.places[~is_back], asked.places[is_back] - PLACES // 2)
+        both, off = symmetrized(log_p[both_ways], back)
         p = both if self.symmetrize else np.exp(log_p)
-        offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-        column = pa.ListArray.from_arrays(offsets, pa.array(p.astype(np.float32)))
+        left, right = (rows[name].combine_chunks() for name in ("left", "right"))
+        offsets = np.concatenate([[0], np.cumsum(left.value_lengths().to_numpy(zero_copy_only=False))])
+        column = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(p.astype(np.float32)))
         table_ = pa.table([rows["query_row"], left, right, column], schema=PAIRS)
         counts = {"pairs": len(p), "against": int((p < 0.5).sum()), "off": float(off.sum()), "checked": len(off)}
-        return write_counted(self.out, shard["name"], table_, **counts)
+        return write_counted(self.out, shard["name"], table_, **counts, asked=computed)
 
 
 @stage(version=1)
@@ -129,10 +122,18 @@ def score_duels(
     precision: Precision,
     symmetrize: bool,
 ) -> dict[str, Any]:
-    """Pairs with P(left is better). `against`: share where the pairwise teacher turns the pointwise order round."""
+    """Pairs with P(left is better). `against`: share where the pairwise teacher turns the pointwise order round.
+
+    What any run of this store has asked this teacher before is taken from its score book; `asked`: what was computed.
+    """
     pool = parts_of(pairs)
     resources = work.cluster.resources
-    size = max(1, (resources.pairs_per_shard or 4096) // max(1, int(pairs.metrics["pairs"]) // max(1, pool.rows)))
+    each = max(1, int(pairs.metrics["pairs"]) // max(1, pool.rows))
+    size = max(1, (resources.pairs_per_shard or 4096) // each)
+    texts: dict[str, Any] = {"queries": parts_of(query_tokens), "passages": chain_of(passage_tokens)}
+    book = book_of(work, teacher, {"compares": "pairs", **about_scores(kind, prompt, max_length, precision)})
+    ask = partial(asked_duels, symmetrize=symmetrize)
+    known = look_up(work, asked=pool, ask=ask, pairs=pool.rows * each * 2, book=book, **texts)
     work.cluster.map(
         Duellist,
         {
@@ -140,8 +141,10 @@ def score_duels(
             "model": teacher.where,
             "prompt": prompt,
             "pairs": pool,
-            "queries": parts_of(query_tokens),
-            "passages": chain_of(passage_tokens),
+            **texts,
+            "known": known,
+            "book": book,
+            "label": work.id,
             "out": work.shards,
             "max_length": max_length,
             "precision": precision,
@@ -154,11 +157,12 @@ def score_duels(
         marks=work.shards / "attempts",
         inline=pool.rows <= 32,
     )
-    total = total_counts(work, "pairs", "against", "off", "checked")
+    total = total_counts(work, "pairs", "against", "off", "checked", "asked")
     return {
         "rows": pool.rows,
         "unit": "queries",
         "pairs": total["pairs"],
+        "asked": total["asked"],
         "against": total["against"] / max(1, total["pairs"]),
         "inconsistency": total["off"] / max(1, total["checked"]),
     }

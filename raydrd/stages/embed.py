@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raydrd.models.batching import SpecialTokens, token_batches
+from raydrd.models.batching import SpecialTokens
 from raydrd.spine.parts import Parts, TokenReader
 from raydrd.spine.precision import Precision
 from raydrd.spine.storage import Folder
@@ -37,7 +37,7 @@ class Embedder:
     ) -> None:
         from transformers import AutoTokenizer
 
-        from raydrd.models.devices import TOKENS_PER_BATCH, inference, keep_freed_memory, prepare, this_device
+        from raydrd.models.devices import TokenBudget, inference, keep_freed_memory, prepare, this_device
         from raydrd.models.encoders import load_tower
         from raydrd.models.layout import read_layout
 
@@ -51,7 +51,7 @@ class Embedder:
             AutoTokenizer.from_pretrained(path / layout.folder(role), local_files_only=True, trust_remote_code=False)
         )
         self.max_len = layout.max_len(role)
-        self.budget = tokens_per_batch or TOKENS_PER_BATCH[self.device.type]
+        self.budget = TokenBudget(self.device, tokens_per_batch)
         self.tokens, self.out, self.storage = TokenReader(tokens), out, storage
         self.inference: Callable[[], AbstractContextManager[None]] = lambda: inference(self.device, precision)
 
@@ -60,11 +60,14 @@ class Embedder:
         lengths = self.special.single_lengths(self.tokens.lengths(rows), self.max_len)
         ids = self.tokens.take(rows)
         result = np.empty((len(rows), self.tower.width), dtype=np.float32)
+
+        def run(batch: np.ndarray) -> None:
+            inputs = self.special.model_inputs([self.special.single(ids[i], self.max_len) for i in batch])
+            found = self.tower(inputs["input_ids"].to(self.device), inputs["attention_mask"].to(self.device))
+            result[batch] = found.float().cpu().numpy()
+
         with self.inference():
-            for batch in token_batches(lengths, tokens_per_batch=self.budget):
-                inputs = self.special.model_inputs([self.special.single(ids[i], self.max_len) for i in batch])
-                found = self.tower(inputs["input_ids"].to(self.device), inputs["attention_mask"].to(self.device))
-                result[batch] = found.float().cpu().numpy()
+            self.budget.each(lengths, run)
         return result
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:

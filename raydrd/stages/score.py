@@ -12,14 +12,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raydrd.models.batching import SpecialTokens, token_batches
-from raydrd.models.layout import describe_reranker
+from raydrd.models.batching import SpecialTokens
+from raydrd.models.layout import describe_reranker, folder_digest
 from raydrd.models.prompts import Prompt, assemble
 from raydrd.spine.parts import Chain, Parts, TokenReader, VectorReader, part_name, ranges
 from raydrd.spine.precision import Precision
+from raydrd.spine.scorebook import Book
 from raydrd.spine.storage import Folder
-from raydrd.spine.store import Artifact, Located, Work, stage
+from raydrd.spine.store import Artifact, Located, Work, canonical, stage
 from raydrd.spine.tables import SCORED
+from raydrd.stages.known import Asked, Keys, Known, KnownScores, look_up, places_of
 from raydrd.stages.load import table
 from raydrd.stages.shards import chain_of, parts_of, pending, total_counts, write_counted
 
@@ -27,10 +29,16 @@ from raydrd.stages.shards import chain_of, parts_of, pending, total_counts, writ
 def queries_per_shard(work: Work, candidates: Parts) -> int:
     """Shards of half a minute or so: what a killed run loses at most, and how often the bar moves."""
     pairs = work.cluster.resources.pairs_per_shard or (65_536 if work.cluster.has_gpu else 4096)
-    # One query says little: lists of a ready-made run, or of dark examples, differ in length, and some are empty.
+    return max(1, int(pairs / max(1.0, mean_depth(candidates))))
+
+
+def mean_depth(candidates: Parts) -> float:
+    """Passages a query, by the first part.
+
+    One query says little: lists of a ready-made run, or of dark examples, differ in length, and some are empty.
+    """
     lists = candidates.read(candidates.parts[0], ["doc_rows"])["doc_rows"].combine_chunks()
-    depth = len(lists.flatten()) / max(1, len(lists))
-    return max(1, int(pairs / max(1.0, depth)))
+    return len(lists.flatten()) / max(1, len(lists))
 
 
 def flat(candidates: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -69,7 +77,7 @@ def import_teacher(
             folder = Path(scratch) / "model"
             save_reranker(make_reranker(source.where, layers=layers, seed=seed), folder, tokenizer_from=source.where)
             work.folder.upload(Path(scratch))
-            return {"rows": 1, "unit": "model", **describe_reranker(folder)}
+            return {"rows": 1, "unit": "model", **describe_reranker(folder), "weights": folder_digest(folder)}
     for file in sorted(p for p in source.where.iterdir() if p.suffix in (".safetensors", ".json", ".txt", ".model", ".jinja")):
         with (work.folder / "model").writing(file.name) as target, file.open("rb") as data:
             shutil.copyfileobj(data, target, 1 << 22)
@@ -98,7 +106,7 @@ class CrossEncoderScorer:
         from torch import nn
         from transformers import AutoTokenizer
 
-        from raydrd.models.devices import TOKENS_PER_BATCH, inference, keep_freed_memory, prepare, this_device
+        from raydrd.models.devices import TokenBudget, inference, keep_freed_memory, prepare, this_device
         from raydrd.models.rerankers import load_reranker
 
         path = model.local_folder()
@@ -111,7 +119,7 @@ class CrossEncoderScorer:
         self.special = SpecialTokens.of(AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False))
         limit = self.special.max_length or max_length
         self.max_length = min(max_length, limit)
-        self.budget = tokens_per_batch or TOKENS_PER_BATCH[self.device.type]
+        self.budget = TokenBudget(self.device, tokens_per_batch)
         self.queries, self.passages = TokenReader(queries), TokenReader(passages)
         self.inference: Callable[[], AbstractContextManager[None]] = lambda: inference(self.device, precision)
 
@@ -121,11 +129,14 @@ class CrossEncoderScorer:
         q, texts = self.queries.take(query_rows), [self.passages.take(rows) for rows in doc_rows]
         join: Any = self.special.pair if len(texts) == 1 else self.special.duel
         result = np.empty(len(query_rows), dtype=np.float32)
+
+        def run(batch: NDArray[np.int64]) -> None:
+            pairs = [join(q[i], *(text[i] for text in texts), self.max_length) for i in batch]
+            inputs = {name: t.to(self.device) for name, t in self.special.model_inputs(pairs).items()}
+            result[batch] = self.model(**inputs).logits[:, 0].float().cpu().numpy()
+
         with self.inference():
-            for batch in token_batches(lengths, tokens_per_batch=self.budget):
-                pairs = [join(q[i], *(text[i] for text in texts), self.max_length) for i in batch]
-                inputs = {name: t.to(self.device) for name, t in self.special.model_inputs(pairs).items()}
-                result[batch] = self.model(**inputs).logits[:, 0].float().cpu().numpy()
+            self.budget.each(lengths, run)
         return result
 
 
@@ -187,37 +198,53 @@ def open_scorer(
 
 
 class PairScorer:
-    """Scores blocks of candidates with one teacher; pairs that `known` holds (the same queries, row by row) are taken."""
+    """Scores blocks of candidates with one teacher: what its book knew is taken, what is computed is added to the book."""
 
-    def __init__(self, *, candidates: Parts, out: Folder, kind: str, model: Folder, known: Parts | None = None, **more: Any):
+    def __init__(
+        self, *, candidates: Parts, out: Folder, kind: str, model: Folder, known: Known, book: Book, label: str, **more: Any
+    ) -> None:
         self.scorer = open_scorer(kind, model, **more)
-        self.candidates, self.out, self.known = candidates, out, known
+        self.candidates, self.out, self.book, self.label = candidates, out, book, label
+        self.known, self.keys = KnownScores(known), Keys(more["queries"], more["passages"])
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         candidates = self.candidates.slice(shard["lo"], shard["hi"])
-        query_rows, doc_rows = flat(candidates)
-        scores = self._known(shard, query_rows, doc_rows)
-        missing = np.isnan(scores)
-        if missing.any():
-            scores[missing] = self.scorer.scores(query_rows[missing], doc_rows[missing])
-            _refuse_nan(scores)
-        counts = {"pairs": int(missing.sum()), "taken": int((~missing).sum())}
+        asked = asked_pairs(candidates, shard["lo"])
+        scores = self.known.of(asked)
+        computed = answer(self.scorer, asked, scores, self.book, self.keys, f"{self.label}-{shard['name'].partition('.')[0]}")
+        counts = {"pairs": computed, "taken": len(scores) - computed}
         return write_counted(self.out, shard["name"], with_scores(candidates, scores), **counts)
 
-    def _known(self, shard: dict[str, Any], query_rows: NDArray[np.int64], doc_rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Scores of pairs that an earlier round scored, NaN for the others."""
-        if self.known is None:
-            return np.full(len(doc_rows), np.nan, dtype=np.float32)
-        earlier = self.known.slice(shard["lo"], shard["hi"])
-        pairs = zip(*(column.tolist() for column in flat(earlier)), strict=True)
-        found = dict(zip(pairs, earlier["teacher_scores"].combine_chunks().flatten().to_pylist(), strict=True))
-        wanted = zip(query_rows.tolist(), doc_rows.tolist(), strict=True)
-        return np.array([found.get(pair, np.nan) for pair in wanted], dtype=np.float32)
+
+def asked_pairs(candidates: pa.Table, lo: int) -> Asked:
+    """Every pair of these candidates, which begin at row `lo`."""
+    query_rows, doc_rows = flat(candidates)
+    counts = candidates["doc_rows"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+    return Asked(query_rows, (doc_rows,), places_of(counts, lo))
 
 
-def _refuse_nan(scores: NDArray[np.float32]) -> None:
-    if np.isnan(scores).any():
-        raise ValueError(f"the teacher gave NaN for pair {int(np.isnan(scores).argmax())} of this shard; try precision: fp32")
+def answer(scorer: Scorer, asked: Asked, scores: NDArray[np.float32], book: Book, keys: Keys, name: str) -> int:
+    """Fill in what is NaN in `scores` by asking the teacher, and add it to the book as file `name`; how many there were.
+
+    The book is written before the shard: a run killed in between repeats a shard, and no score is lost to others.
+
+    Raises:
+        ValueError: the teacher gave a score that is not finite.
+    """
+    missing = np.isnan(scores)
+    if missing.any():
+        left = asked.at(missing)
+        scores[missing] = scorer.scores(left.query_rows, *left.doc_rows)
+        if not np.isfinite(scores).all():
+            row = int(np.isfinite(scores).argmin())
+            raise ValueError(f"the teacher gave {scores[row]} for pair {row} of this shard; try precision: fp32")
+        book.add(name, keys.entries(left, scores[missing]))
+    return int(missing.sum())
+
+
+def book_of(work: Work, teacher: Located, about: dict[str, Any]) -> Book:
+    """The teacher's book in this store. `about`: what besides its weights and tokenizer decides its scores."""
+    return Book.of(work.root, {"weights": teacher.digest or teacher.identity, **about})
 
 
 @stage(version=1)
@@ -232,23 +259,26 @@ def score_pairs(
     precision: Precision,
     kind: str = "cross_encoder",
     prompt: Prompt | None = None,
-    known: Artifact | None = None,
 ) -> dict[str, Any]:
     """Candidates with a reranker's raw scores. `teacher.where` is the folder of its files.
 
-    `known`: the same queries' candidates of an earlier round, scored by the same teacher.
+    What any run of this store has asked this teacher before is taken from its score book.
     """
     pool = parts_of(candidates)
+    texts: dict[str, Any] = {"queries": parts_of(query_tokens), "passages": chain_of(passage_tokens)}
+    book = book_of(work, teacher, about_scores(kind, prompt, max_length, precision))
+    known = look_up(work, asked=pool, ask=asked_pairs, pairs=int(pool.rows * mean_depth(pool)), book=book, **texts)
     results = work.cluster.map(
         PairScorer,
         {
             "kind": kind,
             "prompt": prompt,
-            "known": parts_of(known) if known else None,
+            "known": known,
+            "book": book,
+            "label": work.id,
             "model": teacher.where,
             "candidates": pool,
-            "queries": parts_of(query_tokens),
-            "passages": chain_of(passage_tokens),
+            **texts,
             "out": work.shards,
             "max_length": max_length,
             "precision": precision,
@@ -261,9 +291,14 @@ def score_pairs(
         inline=pool.rows <= 32,
     )
     # The rate is this attempt's.
-    pairs, busy = sum(r["pairs"] for r in results), sum(r["busy_seconds"] for r in results)
-    rate = pairs / busy if busy else None
+    computed, busy = sum(r["pairs"] for r in results), sum(r["busy_seconds"] for r in results)
+    rate = computed / busy if busy and computed else None
     return {"rows": pool.rows, "unit": "queries", **total_counts(work, "pairs", "taken"), "per_second": rate}
+
+
+def about_scores(kind: str, prompt: Prompt | None, max_length: int, precision: Precision) -> dict[str, Any]:
+    """What besides weights and tokenizer decides a score, and enters the name of a teacher's book."""
+    return {"kind": kind, "prompt": canonical(prompt), "max_length": max_length, "precision": precision}
 
 
 class VectorScorer:

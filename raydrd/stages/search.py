@@ -1,7 +1,8 @@
-"""search: exact blocked top-k over sharded vectors, and BM25; candidates by descending score, ties by row."""
+"""search: exact blocked top-k over sharded vectors, merging of sources; candidates by descending score, ties by row."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raydrd.errors import InputError
-from raydrd.spine.parts import Parts, VectorReader
+from raydrd.spine.parts import Parts, matrix, ranges
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Work, stage
 from raydrd.spine.tables import CANDIDATES
-from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of, pending
+from raydrd.stages.spread import Spread, agreed, missing_partials, plan_spread, read_partial, write_partial
 
-QUERY_BLOCK = 1024  # queries a shard: 1024 x 20,000 float32 scores are 80 MB
+QUERY_BLOCK = 1024  # queries multiplied at a time: 1024 x 20,000 float32 scores are 80 MB
+MOST_COLUMNS = 65_536  # passages compared at a time, where parts are larger than that
+GPU_HELD_BYTES = 1 << 30  # passage vectors that stay on a GPU between shards
 FEW_DOT_PRODUCTS = 2 * 10**9  # query-passage-dimension products done in this process rather than by an actor
 
 
@@ -42,12 +45,12 @@ def top_k(scores_QN: Any, k: int) -> tuple[Any, Any]:
     return values_QK, columns_QK
 
 
-def merge(values_QA: Any, rows_QA: Any, values_QB: Any, rows_QB: Any, k: int) -> tuple[Any, Any]:
-    """Two ranked lists a query as one; every row of A is smaller than any of B, so ties keep A first."""
+def merge(lists: list[tuple[Any, Any]], k: int) -> tuple[Any, Any]:
+    """Ranked lists a query (values and rows, [Q, any] each) as one; rows ascend from list to list, so ties keep the earlier."""
     import torch
 
-    values = torch.cat([values_QA, values_QB], dim=1)
-    rows = torch.cat([rows_QA, rows_QB], dim=1)
+    values = torch.cat([one[0] for one in lists], dim=1)
+    rows = torch.cat([one[1] for one in lists], dim=1)
     values, order = values.sort(dim=1, descending=True, stable=True)
     return values[:, :k], rows.gather(1, order)[:, :k]
 
@@ -71,135 +74,169 @@ def write_candidates(
     )
 
 
+class Best:
+    """The k best passages so far of a block of queries; passages come in the order of their rows."""
+
+    def __init__(self, queries_QD: Any, k: int) -> None:
+        self.queries_QD, self.k = queries_QD, k
+        self.lists: list[tuple[Any, Any]] = []  # first what is settled, then what was found since
+        self.held = 0  # columns of all lists
+        self.floor: Any = None  # [Q, 1]: the k-th best value when lists were merged last
+
+    def add(self, scores_QN: Any, lo: int) -> None:
+        """Scores of passages lo, lo + 1, ... Of equal ones the earlier row wins: what does not beat the k-th is out."""
+        wide = min(self.k, scores_QN.shape[1])
+        if self.floor is not None:
+            wide = min(wide, int((scores_QN > self.floor).sum(1).max()))
+        if not wide:
+            return
+        values, columns = top_k(scores_QN, wide)
+        self.lists.append((values, columns + lo))
+        self.held += wide
+        if self.held >= self.k * (1 if self.floor is None else 2):
+            self.settle()
+
+    def settle(self) -> tuple[Any, Any]:
+        """Values and rows, [Q, k] each (fewer where there are fewer passages), best first."""
+        best = merge(self.lists, self.k)
+        self.lists, self.held = [best], best[0].shape[1]
+        self.floor = best[0][:, -1:] if self.held == self.k else None
+        return best
+
+
 class Searcher:
-    """A block of queries against all passages, part by part; memory holds one part's scores at a time."""
+    """Queries against passages, part by part; memory holds one part's scores at a time and what is best so far.
+
+    Vectors are read, used and let go, except that a GPU keeps those of one range for the next shard.
+    """
 
     def __init__(self, *, queries: Parts, passages: Parts, out: Folder, k: int) -> None:
         from raydrd.models.devices import this_device
 
         self.device = this_device()
-        self.queries, self.passages, self.out, self.k = VectorReader(queries), VectorReader(passages), out, k
+        self.queries, self.passages, self.out, self.k = queries, passages, out, k
+        self.room = GPU_HELD_BYTES if self.device.type == "cuda" else 0
+        self.kept: dict[int, Any] = {}  # passage vectors on the device by their first row, of the range of the last shard
+        self.range = (0, 0)
+        self.scores: Any = None
+
+    def tiles(self, first: int, last: int) -> Iterator[tuple[int, Any]]:
+        """(first row, float32 vectors on the device) of passages first..last-1, in order."""
+        if self.range != (first, last):
+            self.range, self.kept = (first, last), {}
+        for part in self.passages.parts:
+            if part.hi <= first or part.lo >= last:
+                continue
+            read: Any = None
+            for lo in range(part.lo, part.hi, MOST_COLUMNS):
+                tile = self.kept.get(lo)
+                if tile is None:
+                    read = matrix(self.passages.read(part)) if read is None else read
+                    tile = self._on_device(read[lo - part.lo : lo - part.lo + MOST_COLUMNS])
+                    if sum(one.nbytes for one in self.kept.values()) + tile.nbytes <= self.room:
+                        self.kept[lo] = tile
+                yield lo, tile
+
+    def compared(self, queries_QD: Any, passages_ND: Any) -> Any:
+        """Scores [Q, N], in memory that the next ones take: freed and asked for again, it would grow with the corpus."""
+        import torch
+
+        shape = len(queries_QD), len(passages_ND)
+        if self.scores is None or self.scores.numel() < shape[0] * shape[1]:
+            self.scores = torch.empty(shape[0] * shape[1], device=self.device)
+        return torch.mm(queries_QD, passages_ND.T, out=self.scores[: shape[0] * shape[1]].view(shape))
+
+    def _on_device(self, stored: NDArray[np.floating]) -> Any:
+        import torch
+
+        return torch.from_numpy(np.array(stored)).to(self.device).to(torch.float32)
+
+    def found(self, lo: int, hi: int, first: int, last: int, block: int) -> Iterator[tuple[Any, Any]]:
+        """Rows and scores of queries lo..hi-1, block by block, among passages first..last-1."""
+        stored = matrix(self.queries.slice(lo, hi, ["vector"]))
+        blocks = [Best(self._on_device(stored[a:b]), self.k) for a, b in ranges(hi - lo, block)]
+        for row, tile in self.tiles(first, last):
+            for best in blocks:
+                best.add(self.compared(best.queries_QD, tile), row)
+        for best in blocks:
+            values, rows = best.settle()
+            yield rows.cpu().numpy(), values.cpu().numpy()
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        lo, hi = shard["lo"], shard["hi"]
+        if "first" in shard:
+            write_partial(self.out, shard["name"], self.found(lo, hi, shard["first"], shard["last"], shard["block"]))
+        else:
+            rows, scores = next(self.found(lo, hi, 0, self.passages.rows, hi - lo))
+            write_candidates(self.out, shard["name"], np.arange(lo, hi), rows, scores)
+        return {}
+
+
+class Merger:
+    """What the ranges found, one range after the other in the order of their rows, as candidates."""
+
+    def __init__(self, *, spread: Spread, scratch: Folder, queries: int, out: Folder, k: int) -> None:
+        self.spread, self.scratch, self.queries, self.out, self.k = spread, scratch, queries, out, k
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         import torch
 
-        queries_QD = torch.from_numpy(self.queries.slice(shard["lo"], shard["hi"])).to(self.device)
-        best: tuple[Any, Any] | None = None
-        for number, part in enumerate(self.passages.parts.parts):
-            block = torch.from_numpy(np.array(self.passages.part(number))).to(self.device, torch.float32)
-            values, columns = top_k(queries_QD @ block.T, self.k)
-            rows = columns + part.lo
-            best = (values, rows) if best is None else merge(*best, values, rows, self.k)
-        assert best is not None
-        query_rows = np.arange(shard["lo"], shard["hi"])
-        write_candidates(self.out, shard["name"], query_rows, best[1].cpu().numpy(), best[0].cpu().numpy())
+        lo, hi = shard["lo"], shard["hi"]
+        lists: list[tuple[Any, Any]] = []
+        for one in self.spread.ranges:
+            rows, scores = read_partial(self.scratch, self.spread, one, lo, hi, self.queries)
+            lists = [merge([*lists, (torch.from_numpy(scores), torch.from_numpy(rows))], self.k)]
+        values, found = lists[0]
+        write_candidates(self.out, shard["name"], np.arange(lo, hi), found.numpy(), values.numpy())
         return {}
 
 
 @stage(version=1)
 def search(work: Work, *, queries: Artifact, passages: Artifact, k: int) -> dict[str, Any]:
-    """The k passages of highest inner product for every query, exactly; float32 whatever was stored."""
+    """The k passages of highest inner product for every query, exactly; float32 whatever was stored.
+
+    A large corpus is searched range by range (`spread.py`) and the ranges are merged; the result is the same.
+    """
     q, p = parts_of(queries), parts_of(passages)
-    products = q.rows * p.rows * int(passages.metrics["width"])
-    work.cluster.map(
-        Searcher,
-        {"queries": q, "passages": p, "out": work.shards, "k": k},
-        pending(work, q.rows, QUERY_BLOCK, "parquet"),
-        label=work.label,
-        unit="queries",
-        marks=work.shards / "attempts",
-        inline=products <= FEW_DOT_PRODUCTS,
+    width = int(passages.metrics["width"])
+    missing = pending(work, q.rows, QUERY_BLOCK, "parquet")
+    spread = plan_spread(
+        p.parts,
+        stored=sum(passages.manifest["files"].values()),
+        queries=q.rows,
+        width=width,
+        k=k,
+        block=QUERY_BLOCK,
+        gpu=work.cluster.has_gpu,
     )
+    arguments: dict[str, Any] = {"queries": q, "passages": p, "k": k}
+    marks = work.shards / "attempts"
+    if len(spread.ranges) == 1:
+        work.cluster.map(
+            Searcher,
+            {**arguments, "out": work.shards},
+            missing,
+            label=work.label,
+            unit="queries",
+            marks=marks,
+            inline=q.rows * p.rows * width <= FEW_DOT_PRODUCTS,
+        )
+    elif missing:
+        scratch = work.shards / "scratch"
+        spread = agreed(scratch, spread)
+        shards = missing_partials(spread, scratch, q.rows, missing)
+        label = f"{work.label}, {len(spread.ranges)} ranges"
+        work.cluster.map(Searcher, {**arguments, "out": scratch}, shards, label=label, unit="M scores", marks=marks)
+        work.cluster.map(
+            Merger,
+            {"spread": spread, "scratch": scratch, "queries": q.rows, "out": work.shards, "k": k},
+            missing,
+            label=f"{work.label}, merging",
+            unit="queries",
+            marks=marks,
+            models=False,
+        )
     return {"rows": q.rows, "unit": "queries", "k": min(k, p.rows)}
-
-
-# -- BM25 -----------------------------------------------------------------------------------------
-
-
-def _words(texts: list[str]) -> Any:
-    import bm25s
-    import Stemmer
-
-    return bm25s.tokenize(texts, stopwords="en", stemmer=Stemmer.Stemmer("english"), return_ids=False, show_progress=False)
-
-
-class Bm25Builder:
-    """The whole corpus' BM25 index (Lucene's formula, k1 1.2, b 0.75, English stems and stop words)."""
-
-    def __init__(self, *, corpus: Parts, out: Folder) -> None:
-        self.corpus, self.out = corpus, out
-
-    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        import tempfile
-        from pathlib import Path
-
-        import bm25s
-
-        words = [row for _, part in self.corpus.each(["text"]) for row in _words(part["text"].to_pylist())]
-        index = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
-        index.index(words, show_progress=False)
-        with tempfile.TemporaryDirectory() as scratch:
-            index.save(scratch)
-            self.out.upload(Path(scratch))
-        return {}
-
-
-@stage(version=1)
-def bm25_index(work: Work, *, data: Artifact) -> dict[str, Any]:
-    """A BM25 index of the corpus, saved in bm25s' own memory-mapped layout."""
-    corpus = table(data, "corpus")
-    work.cluster.map(
-        Bm25Builder,
-        {"corpus": corpus, "out": work.folder / "bm25"},
-        [{"name": "index", "rows": corpus.rows}],
-        label=work.label,
-        unit="passages",
-        marks=work.shards / "attempts",
-        inline=corpus.rows <= 20_000,
-        models=False,
-    )
-    return {"rows": corpus.rows, "unit": "passages"}
-
-
-class Bm25Searcher:
-    def __init__(self, *, index: Folder, queries: Parts, out: Folder, k: int) -> None:
-        import bm25s
-
-        self.index = bm25s.BM25.load(str(index.local_folder()), mmap=True)
-        self.queries, self.out = queries, out
-        self.k = min(k, int(self.index.scores["num_docs"]))
-
-    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        import torch
-
-        texts = self.queries.slice(shard["lo"], shard["hi"], ["text"])["text"].to_pylist()
-        rows, scores = [], []
-        for words in _words(texts):
-            # get_scores and our own top-k: bm25s' retrieve leaves ties open.
-            found = self.index.get_scores(words) if words else np.zeros(int(self.index.scores["num_docs"]), np.float32)
-            values, columns = top_k(torch.from_numpy(np.asarray(found, dtype=np.float32))[None], self.k)
-            rows.append(columns[0].numpy())
-            scores.append(values[0].numpy())
-        query_rows = np.arange(shard["lo"], shard["hi"])
-        write_candidates(self.out, shard["name"], query_rows, np.stack(rows), np.stack(scores))
-        return {}
-
-
-@stage(version=1)
-def bm25_search(work: Work, *, index: Artifact, data: Artifact, name: str, k: int) -> dict[str, Any]:
-    """The k passages of highest BM25 score for every query of table `name`; passages sharing no word score 0."""
-    queries = table(data, name)
-    work.cluster.map(
-        Bm25Searcher,
-        {"index": index.folder / "bm25", "queries": queries, "out": work.shards, "k": k},
-        pending(work, queries.rows, QUERY_BLOCK, "parquet"),
-        label=work.label,
-        unit="queries",
-        marks=work.shards / "attempts",
-        inline=queries.rows * int(index.metrics["rows"]) <= 200_000_000,
-        models=False,
-    )
-    return {"rows": queries.rows, "unit": "queries", "k": k}
 
 
 # -- several sources ------------------------------------------------------------------------------

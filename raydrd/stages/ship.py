@@ -1,79 +1,18 @@
-"""ship: the FAISS index with its ids, and the proof that plain sentence-transformers gives the same vectors."""
+"""ship: the proof that plain sentence-transformers gives the vectors that were measured."""
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raydrd.spine.parts import Parts, TokenReader, VectorReader
+from raydrd.spine.parts import Parts, TokenReader
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Work, stage
 from raydrd.stages.adopt import layout_of, model_folder
 from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of
-
-TRAINING_VECTORS = 200_000  # most vectors an IVF or PQ index is trained on: some 100 for each of 2,000 lists
-
-
-class Indexer:
-    """Vectors part by part into one FAISS index, in this worker's memory."""
-
-    def __init__(self, *, vectors: Parts, corpus: Parts, out: Folder, factory: str, width: int) -> None:
-        self.vectors, self.corpus, self.out, self.factory, self.width = vectors, corpus, out, factory, width
-
-    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        import faiss
-
-        from raydrd.errors import InputError
-
-        try:
-            index = faiss.index_factory(self.width, self.factory, faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError as error:
-            reason = str(error).strip().rsplit("\n", 1)[-1]
-            raise InputError(f"index: FAISS cannot make {self.factory!r} for width {self.width}: {reason}") from error
-        reader = VectorReader(self.vectors)
-        if not index.is_trained:
-            rows = np.random.default_rng(0).permutation(self.vectors.rows)[:TRAINING_VECTORS]
-            index.train(reader.take(np.sort(rows)))
-        for number in range(len(self.vectors.parts)):
-            index.add(np.ascontiguousarray(reader.part(number), dtype=np.float32))
-        ivf = faiss.try_extract_index_ivf(index)
-        if ivf is not None:  # FAISS' own default looks into one list only
-            ivf.nprobe = max(1, ivf.nlist // 32)
-        with tempfile.TemporaryDirectory() as scratch:
-            faiss.write_index(index, str(Path(scratch) / "index.faiss"))
-            size = (Path(scratch) / "index.faiss").stat().st_size
-            self.out.upload(Path(scratch))
-        ids = pa.concat_tables(part for _, part in self.corpus.each(["doc_id"]))
-        self.out.write_table("ids.parquet", ids)
-        return {"bytes": size}
-
-
-@stage(version=1)
-def build_index(work: Work, *, vectors: Artifact, data: Artifact, factory: str) -> dict[str, Any]:
-    """`index.faiss` over stored vectors (inner product) and `ids.parquet` with the passage ids in its order."""
-    rows = parts_of(vectors).rows
-    results = work.cluster.map(
-        Indexer,
-        {
-            "vectors": parts_of(vectors),
-            "corpus": table(data, "corpus"),
-            "out": work.folder / "index",
-            "factory": factory,
-            "width": int(vectors.metrics["width"]),
-        },
-        [{"name": "index", "rows": rows}],
-        label=work.label,
-        unit="passages",
-        marks=work.shards / "attempts",
-        inline=rows <= 100_000 and factory == "Flat",
-        models=False,
-    )
-    return {"rows": rows, "unit": "passages", "size_mb": results[0]["bytes"] / 1e6, "factory": factory}
 
 
 class Verifier:

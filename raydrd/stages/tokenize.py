@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from raydrd.errors import InputError
 from raydrd.methods.dark import MASK
-from raydrd.spine.parts import Parts
+from raydrd.spine.parts import Parts, ranges
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Located, Work, stage
 from raydrd.spine.tables import TOKENS
@@ -20,6 +20,8 @@ from raydrd.stages.shards import pending
 MOST_TOKENS = 512
 # Below this many texts an actor's start takes longer than the work.
 FEW_TEXTS = 20_000
+# A tokenizer keeps some 12 kB for each text of a call.
+TEXTS_AT_ONCE = 4096
 
 
 class Tokenizer:
@@ -41,18 +43,21 @@ class Tokenizer:
             if self.tokenizer.mask_token is None:
                 raise InputError("dark.mask: this model's tokenizer has no mask token; write dark.mask=delete")
             texts = [text.replace(MASK, self.tokenizer.mask_token) for text in texts]
-        batch = self.tokenizer(
-            [self.prompt + text for text in texts],
-            add_special_tokens=False,
-            truncation=True,
-            max_length=MOST_TOKENS,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        lists = batch["input_ids"]
-        lengths = np.fromiter((len(ids) for ids in lists), dtype=np.int64, count=len(lists))
+        lengths = np.zeros(len(texts), dtype=np.int64)
+        found = [np.empty(0, np.int32)]
+        for lo, hi in ranges(len(texts), TEXTS_AT_ONCE):
+            batch = self.tokenizer(
+                [self.prompt + text for text in texts[lo:hi]],
+                add_special_tokens=False,
+                truncation=True,
+                max_length=MOST_TOKENS,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )
+            lengths[lo:hi] = [len(ids) for ids in batch["input_ids"]]
+            found += [np.asarray(ids, dtype=np.int32) for ids in batch["input_ids"]]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        values = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in lists]) if lists else np.empty(0, np.int32)
+        values = np.concatenate(found)
         column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.int32()))
         self.out.write_arrow(shard["name"], pa.table([column], schema=TOKENS))
         return {"tokens": int(lengths.sum())}

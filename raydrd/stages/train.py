@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-import threading
+import time
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 from raydrd.errors import InputError, StageError
 from raydrd.methods.objectives import Objective
 from raydrd.methods.wordmaps import WordMaps
-from raydrd.spine.cluster import Cluster, available_cores, shared_or_refuse
+from raydrd.spine.cluster import Cluster, available_cores, room, shared_or_refuse
 from raydrd.spine.parts import Chain, Parts
 from raydrd.spine.precision import Precision
 from raydrd.spine.progress import bar
+from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Work, stage
 from raydrd.stages.adopt import model_folder
 from raydrd.stages.shards import chain_of, parts_of
@@ -22,6 +24,7 @@ from raydrd.training.sources import ListExamples, TextExamples
 from raydrd.training.words import WordTeacher
 
 ERROR = "error.json"  # what a worker could not do, in words; kept where the driver finds it
+RESTARTS = 3  # of all workers, between two checkpoints
 
 
 @stage(version=2)
@@ -123,7 +126,9 @@ def _run(
     max_length: int | None = None,
     words: WordTeacher | None = None,
 ) -> dict[str, Any]:
-    from raydrd.training.loop import Job
+    from raydrd.training import notes
+    from raydrd.training.job import Job
+    from raydrd.training.watch import Watch
 
     resources = work.cluster.resources
     job = Job(
@@ -140,13 +145,21 @@ def _run(
         max_length=max_length,
         words=words,
     )
-    job.scratch.delete_file(ERROR)
-    steps = config.steps(examples_count)
-    with bar(work.label, steps, "steps") as shown, Watch(job, shown):
-        if not work.cluster.uses_ray or resources.train_workers == 0:
+    for name in (ERROR, notes.FAULT):
+        job.scratch.delete_file(name)
+    notes.clear(job.scratch)
+    group = None
+    if work.cluster.uses_ray and resources.train_workers != 0:
+        group = plan_group(work.cluster, config.train_batch_size)
+    where, space = (group.in_words(), room) if group else ("this process", lambda: "without Ray")
+    with (
+        bar(work.label, config.steps(examples_count), "steps") as shown,
+        Watch(work.label, job.scratch, shown, seconds=resources.stall_seconds, workers=where, room=space),
+    ):
+        if group is None:
             worker({"job": job, "threads": available_cores(), "alone": True})
         else:
-            on_ray(work.cluster, job)
+            on_ray(work.cluster, job, group)
     if job.scratch.exists(ERROR):
         raise StageError(f"{work.label}: {job.scratch.read_json(ERROR)['error']}")
     if not work.folder.exists("curve.json"):
@@ -160,29 +173,6 @@ def _run(
         "examples": examples_count,
         "last_loss": curve[-1][1],
     }
-
-
-class Watch:
-    """Moves the progress bar by what rank 0 writes, while `fit` blocks."""
-
-    def __init__(self, job: Any, shown: Any) -> None:
-        self.job, self.shown, self.done = job, shown, threading.Event()
-        self.thread = threading.Thread(target=self._look, daemon=True)
-
-    def _look(self) -> None:
-        while not self.done.wait(1.0 if self.job.scratch.is_local else 5.0):
-            if not self.job.scratch.exists("progress.json"):
-                continue
-            found = self.job.scratch.read_json("progress.json")
-            self.shown.set_postfix(loss=f"{found['loss']:.4f}")
-            self.shown.update(found["step"] - self.shown.n)
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.done.set()
-        self.thread.join(timeout=10)
 
 
 def worker(setup: dict[str, Any]) -> None:
@@ -208,55 +198,125 @@ def worker(setup: dict[str, Any]) -> None:
         comm = Ranks(device) if get_context().get_world_size() > 1 else Alone()
     try:
         train_loop(job, comm, device)
-    except ValueError as error:
+    except (ValueError, StageError) as error:
         # Trying again would end the same way; a crash below Python, or a lost process, is what restarts are for.
         job.scratch.write_json(ERROR, {"error": str(error)})
         if comm.world > 1:
             raise  # the other ranks wait for this one
 
 
-def on_ray(cluster: Cluster, job: Any) -> None:
-    """The loop on Ray Train workers; a killed worker restarts all of them from the last checkpoint.
+@dataclass(frozen=True)
+class Group:
+    """Training workers: the fewest and the most of them, and what each may use."""
+
+    fewest: int
+    most: int
+    cpus: int
+    gpu: bool
+
+    def in_words(self) -> str:
+        number = f"{self.most}" if self.fewest == self.most else f"{self.fewest} to {self.most}"
+        each = f"{self.cpus} CPU{'s' if self.cpus > 1 else ''}" + (" and 1 GPU" if self.gpu else "")
+        return f"{number} worker{'s' if self.most > 1 else ''} of {each} each"
+
+
+def plan_group(cluster: Cluster, batch: int) -> Group:
+    """The training workers that `resources` ask for, at most one an example of a batch.
+
+    A range may ask for more than there is now: nodes may come back. On one machine none will.
 
     Raises:
-        StageError: they failed again and again.
+        InputError: not even the fewest fit.
     """
     cluster.start()
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.config import LoggingConfig
 
     resources = cluster.resources
-    shared_or_refuse(job.scratch)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     gpu = gpus > 0 and resources.gpus_per_worker != 0
     free = max(1, int(sum(node.get("CPU", 0) for node in nodes)) - 1)
-    if resources.train_workers > (gpus if gpu else free):
+    fewest, most = (min(n, batch) for n in resources.train_range())
+    there = gpus if gpu else free
+    if fewest > there:
         raise InputError(
-            f"resources.train_workers: {resources.train_workers} workers need as many {'GPUs' if gpu else 'cores'}, "
-            f"{gpus if gpu else free} are free"
+            f"resources.train_workers: {fewest} workers need as many {'GPUs' if gpu else 'cores'}, {there} are free"
         )
+    if cluster.is_local:
+        most = min(most, there)
     largest = max(1, min(free, int(max(node.get("CPU", 1) for node in nodes))))
-    cpus = 1 if gpu else min(resources.cpus_per_worker or largest, largest, max(1, free // resources.train_workers))
-    # A name of its own for each attempt: the loop's checkpoints are ours, Ray's own state would only go stale.
-    storage = (job.scratch / "ray").uri if job.scratch.is_local else None
+    cpus = 1 if gpu else min(resources.cpus_per_worker or largest, largest, max(1, free // most))
+    return Group(fewest=fewest, most=most, cpus=cpus, gpu=gpu)
+
+
+def on_ray(cluster: Cluster, job: Any, group: Group | None = None) -> None:
+    """The loop on Ray Train workers; a killed or stuck worker restarts all of them from the last checkpoint.
+
+    Where `group` is a range they go on with as many as the cluster still has room for. Workers that fail four times
+    between two checkpoints are given up.
+
+    Raises:
+        StageError: they were given up; says which rank it was, and at which step.
+    """
+    from raydrd.training import checkpoint, notes
+
+    group = group or plan_group(cluster, job.config.train_batch_size)
+    shared_or_refuse(job.scratch)
+    while not job.scratch.exists(ERROR):
+        begun = checkpoint.latest(job.scratch)
+        try:
+            _fit(cluster, job, group)
+            return
+        except Exception as error:  # Ray wraps the worker's error in its own classes, which change between versions
+            if job.scratch.exists(ERROR) or checkpoint.latest(job.scratch) > begun:
+                continue
+            told = job.scratch.read_json(notes.FAULT)["text"] if job.scratch.exists(notes.FAULT) else str(error)
+            raise StageError(f"training failed {RESTARTS + 1} times from step {begun} on: {told}") from error
+
+
+def _fit(cluster: Cluster, job: Any, group: Group) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    limit = cluster.resources.collective_timeout_s
+
+    class Faults(UserCallback):
+        """In Ray's controller: what ended an attempt, before the next one begins."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            note_fault(job.scratch, worker_exceptions, limit)
+
     trainer = TorchTrainer(
         worker,
-        train_loop_config={"job": job, "threads": cpus},
+        train_loop_config={"job": job, "threads": group.cpus},
+        torch_config=TorchConfig(timeout_s=limit),
         scaling_config=ScalingConfig(
-            num_workers=resources.train_workers, use_gpu=gpu, resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})}
+            num_workers=group.most if group.fewest == group.most else (group.fewest, group.most),  # type: ignore[arg-type]
+            use_gpu=group.gpu,
+            resources_per_worker={"CPU": group.cpus, **({"GPU": 1} if group.gpu else {})},
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # its annotation is Train v1's, at run time it is v2's
+            # A name of its own for each attempt: the loop's checkpoints are ours, Ray's own state would only go stale.
             name=f"attempt-{uuid4().hex[:8]}",
-            storage_path=storage,
-            failure_config=FailureConfig(max_failures=3),
+            storage_path=(job.scratch / "ray").uri if job.scratch.is_local else None,
+            failure_config=FailureConfig(max_failures=RESTARTS),
+            callbacks=[Faults()],  # type: ignore[list-item]
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    try:
-        trainer.fit()
-    except Exception as error:  # Ray wraps the worker's error in its own classes, which change between versions
-        if not job.scratch.exists(ERROR):
-            raise StageError(f"training failed: {error}") from error
+    trainer.fit()
+
+
+def note_fault(scratch: Folder, errors: dict[int, Exception], limit: float) -> None:
+    """Write down which rank ended an attempt and where, and forget the notes of the attempt."""
+    from ray.exceptions import RayActorError
+
+    from raydrd.training import notes
+
+    dead = sorted(rank for rank, error in errors.items() if isinstance(error, RayActorError))
+    said = str(next(iter(errors.values()))).strip().splitlines()[-1]
+    now = time.time()
+    text = notes.fault(notes.read(scratch), dead, said, limit=limit, now=now)
+    scratch.write_json(notes.FAULT, {"text": text, "at": now})
+    notes.clear(scratch)
