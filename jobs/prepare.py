@@ -1,4 +1,4 @@
-"""`raydrd run --until prepare` as a job: ray job submit --working-dir . -- python jobs/prepare.py CONFIG.yaml [a.b=value ...]"""
+"""`raydrd run --until prepare` as a job: ray job submit --working-dir . -- python jobs/prepare.py CONFIG.yaml [a.b=value]"""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -252,10 +253,10 @@ def test_a_handful_of_kills_of_the_driver_ends_in_identical_artefacts(
 def test_a_node_removed_while_it_embeds_ends_in_the_vectors_of_this_process(
     toy: Path, toy_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs.chaos import open_cluster
     from raydrd.chaos.disturbed import Place, carry_out
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # what each actor of one core has
+    open_cluster = runpy.run_path(str(JOB))["open_cluster"]
     arguments = ["--until", "embed", _short(tmp_path, toy, toy_config)]
     calm, hit = Place(tmp_path / "calm", arguments, spread=False), Place(tmp_path / "hit", arguments, spread=True)
     lines: list[dict[str, Any]] = []

@@ -13,17 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+import raydrd.stages.tokenize as tokenize_module
 from raydrd.config import Resources
 from raydrd.errors import InputError
 from raydrd.scale import corpus, paper, steps, table
 from raydrd.scale.corpus import BLOCK, Shape, block, synthesize, words_of
 from raydrd.scale.main import main, sizes_of
 from raydrd.scale.meter import Meter, below, resident
-from raydrd.scale.standins import ABOUT, random_vectors
+from raydrd.scale.standins import ABOUT, VectorWriter, random_vectors
+from raydrd.spine.parts import TokenReader
 from raydrd.spine.scorebook import Book
 from raydrd.spine.store import Artifact, Located, Store
 from raydrd.stages import load
 from raydrd.stages.shards import parts_of
+from raydrd.stages.tokenize import tokenize
 from tests.worlds import tiny_tokenizer
 
 MB = 1 << 20
@@ -101,6 +104,25 @@ def test_random_vectors_lie_in_the_parts_that_embed_writes(store: Store) -> None
     assert [part.hi - part.lo for part in made.parts] == [30, 30, 30, 10]
     values = np.array(made.slice(0, 100)["vector"].to_pylist())
     assert values.shape == (100, 8) and abs(values.std() - 1) < 0.1
+
+
+def test_tokens_do_not_depend_on_how_many_texts_a_call_holds(
+    store: Store, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = drawn(store, tokenizer, Shape(passages=50))
+
+    def tokens(which: str) -> Artifact:
+        where = Located(which, (steps.Folder.of(tokenizer), ""))
+        return store.run(tokenize, data=data, name="corpus", tokenizer=where)
+
+    at_once = parts_of(tokens("at once"))
+    monkeypatch.setattr(tokenize_module, "TEXTS_AT_ONCE", 7)
+    by_seven = parts_of(tokens("by seven"))
+    assert at_once.slice(0, 50).equals(by_seven.slice(0, 50)) and at_once.slice(0, 50)["ids"][49].as_py()
+    reader = TokenReader(by_seven)
+    reader.lengths(np.arange(50))
+    # Copies of what is mapped would be heap that grows with the corpus.
+    assert [array.flags.owndata for arrays in reader._open.values() for array in arrays] == [False, False]
 
 
 # -- the meter --------------------------------------------------------------------------------------
@@ -188,13 +210,24 @@ def test_a_size_is_measured_stage_by_stage(toy: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_small_inputs_too_go_to_workers(toy: Path, tmp_path: Path, local_ray: Any) -> None:
-    resources = Resources(ray="local", num_workers=1, cpus_per_worker=1)
-    plan = plan_of(toy, 100).model_copy(update={"resources": resources})
-    found = steps.measure(plan, store=tmp_path / "store", object_store=dict, seconds=0.1)
-    for line in found["lines"]:
-        assert table.largest(line) > 20 * MB, line["name"]
-        assert all(one["title"].startswith("ray::") for one in line["workers"])
+def test_small_inputs_too_go_to_workers(ray_store: Store) -> None:
+    lines: list[dict[str, Any]] = []
+    out = ray_store.root / "vectors"
+    with Meter(lambda: {"used": 1}, seconds=0.1) as meter:
+        steps.watch(ray_store.cluster, meter, lines)
+        shards = [{"name": f"rows-{lo}", "lo": lo, "rows": 50 * (1 + lo // 50)} for lo in (0, 50)]
+        arguments = {"width": 4, "rows_per_part": 50, "seed": 0, "out": out}
+        ray_store.cluster.map(
+            VectorWriter, arguments, shards, label="draw, 3 ranges", unit="rows", marks=ray_store.root / "marks", inline=True
+        )
+    assert len(out.files()) == 3
+    (line,) = lines
+    assert line["name"] == "draw, ranges" and line["shards"] == 2 and line["share"] == pytest.approx(2 / 3)
+    assert line["cpu"] > 0 and line["busy"] < line["seconds"]
+    steps.finish(line | {"rows": 150})
+    workers = line["phase"].workers()
+    assert workers and max(one.anonymous for one in workers.values()) > 20 * MB
+    assert os.getpid() not in workers
 
 
 # -- tables -----------------------------------------------------------------------------------------

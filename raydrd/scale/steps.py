@@ -46,8 +46,9 @@ def measure(plan: Plan, *, store: Path, object_store: ObjectStore, seconds: floa
 
     Returns `passages`, `queries`, `depth`, `width`, `cores`, `load`, `book` and `lines`, one for each piece of work that
     workers do: `name`, `rows` and their `unit`, `seconds` (wall clock), `busy` (worker seconds), `cpu` (their processor
-    seconds, start of workers left out), `rate` (rows a processor second), `shards` and the `share` of the rows that the largest holds, `driver` and `workers` (peak bytes, by
-    kind), `stored` and `spilled` (object store), `bytes` and `files` written.
+    seconds, without the start of workers), `rate` (rows a processor second), `shards` and the `share` of the rows that the
+    largest holds, `driver` and `workers` (peak bytes, by kind), `stored` and `spilled` (object store), `bytes` and `files`
+    written.
 
     Raises:
         InputError: the folder is not empty, or there is no such tokenizer.

@@ -57,7 +57,7 @@ def number(value: float) -> str:
 def _filled(small: dict[str, Any], large: dict[str, Any]) -> str:
     """That a shard of the smaller size was not full yet: its memory is bounded by the shard, not by the corpus."""
     rows = [round(line["rows"] * line["share"]) for line in (small, large)]
-    if large["unit"] == "dot products" or large["shards"] == 1 or rows[1] <= rows[0]:
+    if large["unit"] == "dot products" or rows[1] <= rows[0]:
         return ""
     return f"; the largest shard had {rows[0]:,}, then {rows[1]:,} {large['unit']} of {large['rows']:,}"
 

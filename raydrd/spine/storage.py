@@ -67,7 +67,7 @@ class Folder:
     def _at(self, name: str) -> tuple[pafs.FileSystem, str]:
         if self.is_local:
             return filesystem("file:///")[0], f"{self.uri}/{name}"
-        fs, path = patiently(self.uri, "reached", lambda: filesystem(self.uri))
+        fs, path = patiently(self.uri, "reached", lambda: filesystem(self.uri), asks=False)
         return fs, f"{path}/{name}"
 
     def _patiently(self, name: str, what: str, action: Callable[[], T]) -> T:

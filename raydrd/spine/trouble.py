@@ -51,10 +51,11 @@ def patience() -> float:
         raise InputError(f"RAYDRD_PATIENCE={text}: not a number of seconds; write for example 120") from None
 
 
-def patiently(address: str, what: str, action: Callable[[], T]) -> T:
+def patiently(address: str, what: str, action: Callable[[], T], *, asks: bool = True) -> T:
     """The action's result, tried again while the object store does not answer, answers with errors or breaks off.
 
-    `what` completes "cannot be ..." in the message. The action must be one that can be done twice.
+    `what` completes "cannot be ..." in the message. The action must be one that can be done twice. `asks=False`: it may
+    succeed without having asked the store, so its success does not say that the store is back.
 
     Raises:
         FileNotFoundError: as the action says.
@@ -87,7 +88,8 @@ def patiently(address: str, what: str, action: Callable[[], T]) -> T:
             # Many workers that were refused at once do not come back at once.
             time.sleep(min(0.2 * 2 ** min(tries, 6), 10.0, max(0.05, limit - waited)) * random.uniform(0.5, 1.0))
         else:
-            _given_up.discard(place)
+            if asks:
+                _given_up.discard(place)
             return result
 
 

@@ -76,7 +76,7 @@ class Prober:
     def _exact(self, queries_QD: NDArray[np.float32]) -> None:
         import torch
 
-        best = Best(torch.from_numpy(queries_QD), self.depth)
+        best = Best(torch.from_numpy(queries_QD), min(self.depth, self.passages.rows))
         for row, block in blocks(self.passages, 0, self.passages.rows):
             best.add(best.queries_QD @ torch.from_numpy(block).T, row)
         best.settle()

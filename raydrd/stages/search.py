@@ -75,33 +75,43 @@ def write_candidates(
 
 
 class Best:
-    """The k best passages so far of a block of queries; passages come in the order of their rows."""
+    """The k best passages so far of a block of queries; passages come in the order of their rows.
+
+    What lives long lies in two buffers made at the start: kept as a list that grows and is merged, it tears holes into
+    the heap, and memory grows with the corpus (measured: 310 to 620 MB from 100,000 to 1,000,000 passages).
+    """
 
     def __init__(self, queries_QD: Any, k: int) -> None:
+        import torch
+
         self.queries_QD, self.k = queries_QD, k
-        self.lists: list[tuple[Any, Any]] = []  # first what is settled, then what was found since
-        self.held = 0  # columns of all lists
-        self.floor: Any = None  # [Q, 1]: the k-th best value when lists were merged last
+        # First what is settled, best first, then what was found since, in the order of rows: [Q, 3 k] holds any `add`.
+        self.values = torch.empty((len(queries_QD), 3 * k), device=queries_QD.device)
+        self.rows = torch.empty(self.values.shape, dtype=torch.int64, device=queries_QD.device)
+        self.held = 0  # columns of them that are filled
+        self.settled = False  # whether the k-th column is the k-th best value of some time ago
 
     def add(self, scores_QN: Any, lo: int) -> None:
         """Scores of passages lo, lo + 1, ... Of equal ones the earlier row wins: what does not beat the k-th is out."""
         wide = min(self.k, scores_QN.shape[1])
-        if self.floor is not None:
-            wide = min(wide, int((scores_QN > self.floor).sum(1).max()))
+        if self.settled:
+            wide = min(wide, int((scores_QN > self.values[:, self.k - 1 : self.k]).sum(1).max()))
         if not wide:
             return
         values, columns = top_k(scores_QN, wide)
-        self.lists.append((values, columns + lo))
+        self.values[:, self.held : self.held + wide] = values
+        self.rows[:, self.held : self.held + wide] = columns + lo
         self.held += wide
-        if self.held >= self.k * (1 if self.floor is None else 2):
+        if self.held >= self.k * (2 if self.settled else 1):
             self.settle()
 
     def settle(self) -> tuple[Any, Any]:
         """Values and rows, [Q, k] each (fewer where there are fewer passages), best first."""
-        best = merge(self.lists, self.k)
-        self.lists, self.held = [best], best[0].shape[1]
-        self.floor = best[0][:, -1:] if self.held == self.k else None
-        return best
+        values, rows = merge([(self.values[:, : self.held], self.rows[:, : self.held])], self.k)
+        self.held = values.shape[1]
+        self.values[:, : self.held], self.rows[:, : self.held] = values, rows
+        self.settled = self.held == self.k
+        return self.values[:, : self.held], self.rows[:, : self.held]
 
 
 class Searcher:
@@ -154,7 +164,8 @@ class Searcher:
     def found(self, lo: int, hi: int, first: int, last: int, block: int) -> Iterator[tuple[Any, Any]]:
         """Rows and scores of queries lo..hi-1, block by block, among passages first..last-1."""
         stored = matrix(self.queries.slice(lo, hi, ["vector"]))
-        blocks = [Best(self._on_device(stored[a:b]), self.k) for a, b in ranges(hi - lo, block)]
+        k = min(self.k, last - first)
+        blocks = [Best(self._on_device(stored[a:b]), k) for a, b in ranges(hi - lo, block)]
         for row, tile in self.tiles(first, last):
             for best in blocks:
                 best.add(self.compared(best.queries_QD, tile), row)

@@ -24,6 +24,7 @@ SHARD_PRODUCTS = 2 * 10**12  # query-passage-dimension products a shard: 55 s of
 GPU_FACTOR = 100  # a GPU's shard, in products of a CPU's
 MOST_SHARDS = 10_000  # partial files of one search: beyond that shards grow
 RESULT_BYTES = 12  # of one found passage: its row and its score
+SPAN_BYTES = 256 << 20  # queries of a span with the passages that are held for them: three times k while it is searched
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ def plan_spread(parts: tuple[Part, ...], *, stored: int, queries: int, width: in
     )
     found = cut(parts, count)
     longest = max((hi - lo for lo, hi in found), default=1)
-    return Spread(found, max(1, shard // max(1, longest * width * block)) * block, block)
+    queries_held = SPAN_BYTES // (3 * RESULT_BYTES * k + 4 * width)
+    span = min(shard // max(1, longest * width), queries_held)
+    return Spread(found, max(1, span // block) * block, block)
 
 
 def agreed(scratch: Folder, spread: Spread) -> Spread:
