@@ -179,14 +179,42 @@ def _note(entered: int, step: int, at: float, world: int = 3) -> dict[str, Any]:
 
 def test_the_rank_that_the_others_wait_for_is_named() -> None:
     found = {0: _note(84, 40, 1000.0), 1: _note(81, 40, 1000.5), 2: _note(84, 40, 1001.0)}
-    say = lambda dead, now: notes.fault(found, dead, "RuntimeError: reset by peer", limit=60, now=now)  # noqa: E731
-    assert say([], 1061.5) == "rank 1 of 3 stopped answering at step 40; the others waited 60 s"
+
+    def said(dead: list[int], own: dict[int, str], now: float) -> str:
+        return notes.fault(found, dead, own, limit=60, now=now)
+
+    assert said([], {0: "Timed out"}, 1061.5) == "rank 1 of 3 stopped answering at step 40; the others waited 60 s"
     # NCCL ends the processes that waited: they are dead, and still it was the other.
-    assert say([0, 2], 1061.5) == "rank 1 of 3 stopped answering at step 40; the others waited 60 s"
+    assert said([0, 2], {}, 1061.5) == "rank 1 of 3 stopped answering at step 40; the others waited 60 s"
     # Killed: the notes are fresh.
-    assert say([2], 1003.0) == "rank 2 of 3 ended at step 40: killed, out of memory, or its node is gone"
-    assert say([], 1003.0) == "a rank of 3 failed at step 40: RuntimeError: reset by peer"
-    assert notes.fault({}, [], "no GPU", limit=60, now=1.0) == "the workers could not begin: no GPU"
+    assert said([2], {}, 1003.0) == "rank 2 of 3 ended at step 40: killed, out of memory, or its node is gone"
+    assert said([], {2: "KeyError: 7"}, 1003.0) == "rank 2 of 3 failed at step 40: KeyError: 7"
+    assert notes.fault({}, [], {0: "no GPU"}, limit=60, now=1.0) == "the workers could not begin: no GPU"
+
+
+def test_what_ranks_raise_becomes_the_one_that_is_to_blame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.exceptions import ActorDiedError
+
+    from raydrd.stages import train
+
+    scratch = Folder.of(tmp_path)
+    reset = RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:61669: Connection reset by peer. GLHF!")
+
+    def told(errors: dict[int, Exception]) -> str:
+        for rank, entered in enumerate((12, 10, 9)):
+            (scratch / "ranks").write_json(f"{rank}.json", _note(entered, 4, time.time()))
+        train.note_fault(scratch, errors, 600)
+        assert notes.read(scratch) == {}  # the next attempt writes its own
+        return str(scratch.read_json(notes.FAULT)["text"])
+
+    def settle(seconds: float) -> None:  # rank 2 lives and gets as far as the others
+        (scratch / "ranks").write_json("2.json", _note(12, 4, time.time()))
+
+    monkeypatch.setattr(train.time, "sleep", settle)
+    gone = "rank 1 of 3 ended at step 4: killed, out of memory, or its node is gone"
+    assert told({0: reset}) == gone
+    assert told({0: reset, 1: ActorDiedError()}) == gone
+    assert told({0: reset, 2: RuntimeError("shapes do not fit")}) == "rank 2 of 3 failed at step 4: shapes do not fit"
 
 
 def test_notes_are_written_while_a_rank_sleeps_and_old_ones_do_not_count(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from raydrd.spine.tables import LISTS
 from raydrd.stages.embed import Embedder
 from raydrd.stages.search import top_k
 from raydrd.training.comm import Alone, Ranks
-from raydrd.training.loop import Job, train_loop
+from raydrd.training.job import Job
+from raydrd.training.loop import train_loop
 from raydrd.training.plan import TrainConfig
 from tests.worlds import toy_collection
 

@@ -217,7 +217,7 @@ def test_a_killed_stage_keeps_its_finished_shards(store: Store) -> None:
 def test_shards_with_a_gap_in_the_middle_are_filled(store: Store) -> None:
     import pyarrow as pa
 
-    work = Work(folder=store.root / "out", shards=store.root / "shards", cluster=store.cluster, label="", id="")
+    work = Work(folder=store.root / "out", shards=store.root / "shards", cluster=store.cluster, label="", id="", root=store.root)
     for lo, hi in [(10, 20), (40, 45)]:
         work.shards.write_arrow(f"part-{lo:012d}-{hi:012d}.arrow", pa.table({"x": list(range(lo, hi))}))
     planned = pending(work, 50, 8)
@@ -239,3 +239,30 @@ def test_because_names_what_differs_from_the_nearest_result(store: Store) -> Non
     upstream = store.run(write, value="up")
     store.run(write, value=1, source=upstream)
     assert f"source.artifact: absent -> write/{upstream.id}" in store.journal[-1].because
+
+
+def test_where_another_run_finished_first_its_result_counts(store: Store) -> None:
+    """It tidies up what both were using, so this one's work ends in an error that is none."""
+    other = Store(store.root, store.cluster)
+
+    @stage(version=1)
+    def both(work: Work) -> dict[str, Any]:
+        if not inside:
+            inside.append(True)
+            other.run(both)
+            work.shards.read_bytes("scratch/gone")
+        work.folder.write_json("value.json", "theirs")
+        return {"rows": 1, "unit": "values"}
+
+    inside: list[bool] = []
+    made = store.run(both)
+    assert made.folder.read_json("value.json") == "theirs" and made.manifest == other.run(both).manifest
+    inside.clear()
+    alone = Store(store.root / "alone", store.cluster)
+
+    @stage(version=1)
+    def fails(work: Work) -> dict[str, Any]:
+        return dict(work.shards.read_json("gone"))
+
+    with pytest.raises(FileNotFoundError):
+        alone.run(fails)

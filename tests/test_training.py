@@ -16,9 +16,11 @@ from raydrd.spine.storage import Folder
 from raydrd.spine.tables import LISTS
 from raydrd.training import checkpoint
 from raydrd.training.comm import Alone
-from raydrd.training.loop import Job, Step, adamw, train_loop
+from raydrd.training.job import Job
+from raydrd.training.loop import adamw, train_loop
 from raydrd.training.plan import TrainConfig, batch_of
 from raydrd.training.sources import ListExamples, ListSource
+from raydrd.training.step import Step
 from tests.training_jobs import CPU, QUERIES, losses_of, make_job, train_until_killed, weights
 from tests.worlds import tiny_encoder
 

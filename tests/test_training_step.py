@@ -15,7 +15,9 @@ from torch import Tensor
 from raydrd.methods.objectives import Losses, Ordered, SameVectors
 from raydrd.models.batching import SpecialTokens
 from raydrd.training.comm import Alone
-from raydrd.training.loop import Job, Step, Texts
+from raydrd.training.job import Job
+from raydrd.training.step import Step
+from raydrd.training.texts import Texts
 from tests.training_jobs import CPU, METHODS, assert_same, gradients, make_job, method_job
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from raydrd.methods.lists import DARK, POSITIVE, SUSPECT
 from raydrd.methods.objectives import Distil, ListBatch
 from raydrd.training.comm import Alone
-from raydrd.training.loop import Job, train_loop
+from raydrd.training.job import Job
+from raydrd.training.loop import train_loop
 from raydrd.training.words import chosen
 from tests.training_jobs import (
     CPU,

@@ -22,9 +22,12 @@ from raydrd.spine.storage import Folder
 from raydrd.spine.tables import LISTS, TOKENS, vectors
 from raydrd.training import checkpoint
 from raydrd.training.comm import Alone
-from raydrd.training.loop import Job, Step, Texts, train_loop
+from raydrd.training.job import Job
+from raydrd.training.loop import train_loop
 from raydrd.training.plan import TrainConfig
 from raydrd.training.sources import ListExamples, TextExamples
+from raydrd.training.step import Step
+from raydrd.training.texts import Texts
 from raydrd.training.words import Words, WordTeacher
 from tests.worlds import sharpen, tiny_cross_encoder, tiny_encoder
 

@@ -33,6 +33,7 @@ from raydrd.stages.adopt import model_folder
 from raydrd.stages.search import search
 from raydrd.stages.shards import chain_of, parts_of
 
+MOST_UPDATES = 150  # of a timed training
 SEARCHED = (128, 16_384)  # queries and passages of the timed search: a sample's own are too few to tell
 
 
@@ -303,6 +304,9 @@ class Probe:
                 one = seconds(1, seed=1)
             more = int(np.clip(2 * self.slice / max(one, 1e-3), 3, 24))
             longer = seconds(1 + more, seed=1)
+            while longer < 1.5 * one and more < MOST_UPDATES:  # the updates are lost in what it takes to begin and end
+                more *= 4
+                longer = seconds(1 + more, seed=1)
         each = max((longer - one) / more, 1e-4)
         return Rate(each, start=max(0.0, one - each), memory=peak.bytes, measured=more)
 

@@ -206,7 +206,14 @@ class Store:
         attempt = f"out-{uuid4().hex[:8]}"
         began = time.time()
         work = Work(folder=home / attempt, shards=home / "shards", cluster=self.cluster, label=label, id=id_, root=self.root)
-        metrics = function(work, **inputs) or {}
+        try:
+            metrics = function(work, **inputs) or {}
+        except Exception:
+            if not home.exists(MANIFEST):
+                raise
+            # Another run finished the same stage and tidied up under this one's feet: its result counts.
+            (home / attempt).delete()
+            return
         files = {n: size for n, size in home.files().items() if n.startswith(("shards/", f"{attempt}/"))}
         kept = {n: size for n, size in files.items() if not n.startswith(("shards/attempts/", "shards/scratch/"))}
         if not kept:

@@ -315,8 +315,14 @@ def note_fault(scratch: Folder, errors: dict[int, Exception], limit: float) -> N
     from raydrd.training import notes
 
     dead = sorted(rank for rank, error in errors.items() if isinstance(error, RayActorError))
-    said = str(next(iter(errors.values()))).strip().splitlines()[-1]
-    now = time.time()
-    text = notes.fault(notes.read(scratch), dead, said, limit=limit, now=now)
+    own = {rank: (str(error).strip() or type(error).__name__).splitlines()[-1] for rank, error in errors.items()}
+    own = {rank: text for rank, text in own.items() if rank not in dead and not notes.lost_peer(text)}
+    now, found = time.time(), notes.read(scratch)
+    if not dead and not own:
+        # Ranks that lost one of them are heard of first. Which one it was, the notes say once all have written theirs.
+        time.sleep(2.0 if scratch.is_local else 10.0)
+        found = notes.read(scratch)
+        dead = notes.missing({rank: note for rank, note in found.items() if rank not in errors} or found)
+    text = notes.fault(found, dead, own, limit=limit, now=now)
     scratch.write_json(notes.FAULT, {"text": text, "at": now})
     notes.clear(scratch)

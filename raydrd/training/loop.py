@@ -24,8 +24,6 @@ from raydrd.training.step import Step
 from raydrd.training.texts import Texts
 from raydrd.training.words import Words
 
-__all__ = ["Job", "Step", "Texts", "adamw", "train_loop"]
-
 
 def train_loop(job: Job, comm: Alone | Ranks, device: torch.device) -> None:
     """Train to the end, from the last checkpoint if there is one; rank 0 writes `model/` and `curve.json`.

@@ -67,25 +67,33 @@ def missing(notes: dict[int, dict[str, Any]]) -> list[int]:
     return sorted(rank for rank, note in notes.items() if note["entered"] == fewest)
 
 
-def fault(notes: dict[int, dict[str, Any]], dead: list[int], said: str, *, limit: float, now: float) -> str:
+def lost_peer(text: str) -> bool:
+    """Whether an error of a rank says no more than that another one is gone."""
+    return any(
+        sign in text for sign in ("onnection reset", "onnection closed", "onnection refused", "roken pipe", "remote process")
+    )
+
+
+def fault(notes: dict[int, dict[str, Any]], dead: list[int], own: dict[int, str], *, limit: float, now: float) -> str:
     """One line: which rank ended an attempt, and the step that it last reached.
 
     Args:
         dead: ranks whose process is gone.
-        said: what a rank raised, if it was none of the two.
+        own: rank -> what it raised, if that is more than that another one was lost.
         limit: seconds that ranks wait for one another.
-        now: seconds since the epoch.
+        now: when the attempt ended, in seconds since the epoch.
     """
     if not notes:
-        return f"the workers could not begin: {said}"
+        return f"the workers could not begin: {'; '.join(own.values()) or 'a process ended'}"
     world = next(iter(notes.values()))["world"]
     # NCCL ends the processes that wait, not the one that they wait for: notes that are all old tell the two apart.
     if world > 1 and now - max(note["at"] for note in notes.values()) >= limit / 2:
         late = missing(notes)
         return f"{_ranks(late, world)} stopped answering at step {_step(notes, late)}; the others waited {limit:g} s"
-    if dead:
-        return f"{_ranks(dead, world)} ended at step {_step(notes, dead)}: killed, out of memory, or its node is gone"
-    return f"a rank of {world} failed at step {_step(notes, list(notes))}: {said}"
+    if own:
+        rank, said = next(iter(own.items()))
+        return f"{_ranks([rank], world)} failed at step {_step(notes, [rank])}: {said}"
+    return f"{_ranks(dead, world)} ended at step {_step(notes, dead)}: killed, out of memory, or its node is gone"
 
 
 def _ranks(ranks: list[int], world: int) -> str:

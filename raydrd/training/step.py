@@ -51,7 +51,7 @@ class Step:
         self.together = job.objective.needs_pool or (pacing is not None and pacing.mode == "batch_topk")
         self.size = job.per_device  # queries at once; None: all
         self.apart = False  # one batch of texts at a time, whatever `size` says
-        self.most = 1  # texts of the largest batch of texts
+        self.tried: tuple[dict[str, Tensor], list[Chunk]] = {}, []  # the texts that were last encoded
         self.smaller = ""  # what did not fit, for a person
 
     def backward(self, source: Any, mine: NDArray[np.int64], *, progress: float = 0.0) -> dict[str, float]:
@@ -109,8 +109,9 @@ class Step:
             self.size = size // 2
         elif not self.apart:
             self.size, self.apart = 1, True
-        elif self.most > 1:
-            self.texts.budget = max(1, self.texts.budget // 2)
+        elif any(len(places) > 1 for _, places in self.tried[1]):
+            rows, chunks = self.tried
+            self.texts.budget = max(self.texts.padded(rows, chunk) for chunk in chunks if len(chunk[1]) > 1) // 2
         else:
             raise StageError(
                 f"training on one text at a time does not fit the memory of {self.device}; set "
@@ -144,7 +145,7 @@ class Step:
         is drawn again from the same seed.
         """
         chunks = self.texts.chunks(batch.rows)
-        self.most = max((len(places) for _, places in chunks), default=1)
+        self.tried = batch.rows, chunks
         size = 1 if self.apart else -(-len(chunks) // groups)
         cut = [chunks[lo : lo + size] for lo in range(0, len(chunks), size)]
         seeds = [int(torch.randint(2**62, (1,)).item()) for _ in cut] if len(cut) > 1 else []

@@ -54,6 +54,11 @@ class Texts:
             for places in token_batches(self._lengths(role, these.cpu().numpy()), tokens_per_batch=self.budget)
         ]
 
+    def padded(self, rows: dict[str, Tensor], chunk: Chunk) -> int:
+        """Tokens of a chunk, its padding among them."""
+        role, places = chunk
+        return len(places) * int(self._lengths(role, rows[role].cpu().numpy()[places]).max())
+
     def inputs(self, rows: dict[str, Tensor], chunk: Chunk, device: torch.device) -> tuple[str, dict[str, Tensor]]:
         """Role and model inputs of one chunk, on the device."""
         role, places = chunk
