@@ -64,7 +64,7 @@ def one_thread() -> Iterator[None]:
     import raydrd.stages.train as module
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "available_cores", lambda: 1)
+        patch.setattr(module, "own_threads", lambda: 1)
         yield
 
 

@@ -60,13 +60,13 @@ def take_away(cluster: Any, node: Any, job: Job, worlds: list[int]) -> None:
 
 def main(home: Path, what: str) -> dict[str, Any]:
     quiet_ray()
-    os.environ |= {"RAY_raylet_start_wait_time_s": "300", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300"}  # busy machines
+    os.environ |= {"RAY_raylet_start_wait_time_s": "300"}  # of a busy machine
     import ray
     from ray.cluster_utils import Cluster as Nodes
 
     from raydrd.stages.train import on_ray, plan_group
 
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": int(what == "stuck"), "include_dashboard": False})
     added = [nodes.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(2)]
     nodes.wait_for_nodes()
     ray.init(address=nodes.address, logging_level=logging.ERROR, log_to_driver=False)
@@ -75,7 +75,7 @@ def main(home: Path, what: str) -> dict[str, Any]:
             ray=nodes.address,
             train_workers=(1, 2) if what == "node" else (2, 2),
             cpus_per_worker=1,
-            collective_timeout_s=60 if what == "node" else 6,
+            collective_timeout_s=60 if what == "node" else 15,
             stall_seconds=2,
         )
     )

@@ -212,6 +212,36 @@ def test_a_shard_whose_result_was_lost_with_its_node_is_not_made_twice(tmp_path:
     assert len(log.read_text().splitlines()) == 2  # an error is no result: its second attempt is one too many
 
 
+@pytest.mark.parametrize("times", [3, 4])
+def test_a_worker_that_dies_while_its_group_starts_is_tried_again(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.train import ControllerError
+
+    import raydrd.stages.train as module
+    from raydrd.config import Resources
+    from raydrd.errors import StageError
+    from raydrd.spine.cluster import Cluster
+    from tests.training_jobs import make_job
+
+    fits: list[int] = []
+
+    def fit(*_: Any) -> None:
+        fits.append(1)
+        if len(fits) <= times:
+            raise ControllerError(RuntimeError("The actor died unexpectedly"))
+
+    monkeypatch.setattr(module, "_fit", fit)
+    monkeypatch.setattr(module, "shared_or_refuse", lambda _: None)
+    cluster, group = Cluster(Resources(ray="local")), module.Group(fewest=1, most=1, cpus=1, gpu=False)
+    if times == 3:
+        module.on_ray(cluster, make_job(tmp_path), group)
+    else:
+        with pytest.raises(StageError, match="training failed 4 times from step 0 on: (?s:.*)died unexpectedly"):
+            module.on_ray(cluster, make_job(tmp_path), group)
+    assert len(fits) == 4
+
+
 # -- for real -------------------------------------------------------------------------------------
 
 

@@ -249,3 +249,30 @@ def test_logs_of_our_ray_are_kept_beside_the_run(tmp_path: Path) -> None:
 def test_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module.os, "sched_getaffinity", lambda _: {0, 3, 5})
     assert available_cores() == 3
+
+
+class Threads:
+    """Says how many threads torch would use."""
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        return {"threads": torch.get_num_threads()}
+
+
+def test_work_in_this_process_uses_the_same_threads_whatever_ran_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another number gives other last bits: a resumed run would differ from one that was not killed."""
+    import torch
+
+    before, cluster = torch.get_num_threads(), Cluster(Resources(ray="off"))
+    try:
+        for allowed, expected in (("1", 1), ("2", 2), ("", available_cores())):
+            monkeypatch.setenv("OMP_NUM_THREADS", allowed)
+            torch.set_num_threads(5)
+            shards = [{"name": "a"}]
+            found = cluster.map(Threads, {}, shards, label="count", unit="rows", marks=Folder.of(tmp_path))
+            assert found[0]["threads"] == expected
+    finally:
+        torch.set_num_threads(before)

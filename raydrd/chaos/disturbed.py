@@ -152,6 +152,7 @@ def _carry_out(
                 ended.error = f"ended with exit code {code}: {place.said()}"
                 break
             ended.kills[-1]["outcome"] = f"gave up (exit code {code}), started again"
+            told(ended.kills[-1])
             process, since, last, again = _again(place, cluster, sessions, ended)
             continue
         if not kills:

@@ -124,8 +124,9 @@ def chaos(options: argparse.Namespace, kinds: tuple[str, ...], work: Path, open_
 
     def told(line: dict[str, Any]) -> None:
         nonlocal number
-        number += 1
-        line |= {"kill": number, "run": len(made) + 1}
+        if "kill" not in line:  # else its outcome has changed
+            number += 1
+            line |= {"kill": number, "run": len(made) + 1}
         print(row(line), flush=True)
 
     while plans:

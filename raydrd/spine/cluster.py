@@ -201,6 +201,7 @@ class Cluster:
     ) -> Iterator[dict[str, Any]]:
         try:
             run = worker(**arguments)
+            set_threads(own_threads())
         except Exception as error:
             yield {"shard": shards[0]["name"], **failure(error)}
             return
@@ -342,6 +343,16 @@ def set_threads(threads: int) -> None:
     pyarrow.set_cpu_count(threads)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
+
+
+def own_threads() -> int:
+    """Threads of work in this process: what OMP_NUM_THREADS says, else one a core.
+
+    Set before every piece of work: another number gives other last bits, and a run that goes on must not know how far the
+    killed one had come.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(given)) if given.isdigit() else available_cores()
 
 
 def available_cores() -> int:

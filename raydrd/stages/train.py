@@ -11,7 +11,7 @@ from uuid import uuid4
 from raydrd.errors import InputError, StageError
 from raydrd.methods.objectives import Objective
 from raydrd.methods.wordmaps import WordMaps
-from raydrd.spine.cluster import Cluster, available_cores, room, shared_or_refuse
+from raydrd.spine.cluster import Cluster, own_threads, room, shared_or_refuse
 from raydrd.spine.parts import Chain, Parts
 from raydrd.spine.precision import Precision
 from raydrd.spine.progress import bar
@@ -157,7 +157,7 @@ def _run(
         Watch(work.label, job.scratch, shown, seconds=resources.stall_seconds, workers=where, room=space),
     ):
         if group is None:
-            worker({"job": job, "threads": available_cores(), "alone": True})
+            worker({"job": job, "threads": own_threads(), "alone": True})
         else:
             on_ray(work.cluster, job, group)
     if job.scratch.exists(ERROR):
@@ -258,10 +258,13 @@ def on_ray(cluster: Cluster, job: Any, group: Group | None = None) -> None:
     Raises:
         StageError: they were given up; says which rank it was, and at which step.
     """
+    from ray.train import ControllerError
+
     from raydrd.training import checkpoint, notes
 
     group = group or plan_group(cluster, job.config.train_batch_size)
     shared_or_refuse(job.scratch)
+    early = 0
     while not job.scratch.exists(ERROR):
         begun = checkpoint.latest(job.scratch)
         try:
@@ -269,6 +272,10 @@ def on_ray(cluster: Cluster, job: Any, group: Group | None = None) -> None:
             return
         except Exception as error:  # Ray wraps the worker's error in its own classes, which change between versions
             if job.scratch.exists(ERROR) or checkpoint.latest(job.scratch) > begun:
+                early = 0
+                continue
+            if isinstance(error, ControllerError) and early < RESTARTS:
+                early += 1  # a worker died while its group started: Ray takes that for its own error and gives up at once
                 continue
             told = job.scratch.read_json(notes.FAULT)["text"] if job.scratch.exists(notes.FAULT) else str(error)
             raise StageError(f"training failed {RESTARTS + 1} times from step {begun} on: {told}") from error
@@ -280,6 +287,9 @@ def _fit(cluster: Cluster, job: Any, group: Group) -> None:
     from ray.train.v2.api.config import LoggingConfig
 
     limit = cluster.resources.collective_timeout_s
+    if group.fewest < group.most:
+        # What Ray holds for free lags by up to 20 s behind a node's loss: a group that does not fit is soon tried smaller.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
 
     class Faults(UserCallback):
         """In Ray's controller: what ended an attempt, before the next one begins."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
+from raydrd.errors import StageError
 from raydrd.spine.progress import Shown, remark
 from raydrd.spine.storage import Folder
 from raydrd.spine.waiting import Waiting
@@ -59,7 +60,7 @@ class Watch:
             for note in notes.read(self.scratch).values():
                 if note["say"]:
                     self._say(note["say"])
-        except (OSError, ValueError):  # a file that is just being replaced or removed, a store that stutters
+        except (OSError, ValueError, StageError):  # a file that is just being replaced or removed, a store that stutters
             return
 
     def _say(self, line: str, key: str = "") -> None:
