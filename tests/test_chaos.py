@@ -174,6 +174,30 @@ def test_repeats_in_flight_are_counted_and_those_of_finished_shards_are_wrong(tm
     assert vars(found) == {"asked": 8, "again": 4, "wrong": 1}
 
 
+def test_victims_are_those_at_work_else_those_between_two_shards_of_the_stage_under_way(tmp_path: Path) -> None:
+    def line(pid: int, what: str, phase: str, name: str, **more: str) -> str:
+        return json.dumps({"at": 1.0, "pid": pid, "what": what, "phase": phase, "name": name, **more}) + "\n"
+
+    done, now = "/s/embed/x", "/s/score_pairs/y"
+    lines = [
+        line(1, "stage", "begin", "old", home=done, stage="embed"),
+        line(2, "shard", "begin", "a", out=f"{done}/shards"),
+        line(2, "shard", "end", "a", out=f"{done}/shards"),
+        line(1, "stage", "end", "old", home=done, stage="embed"),
+        line(1, "stage", "begin", "new", home=now, stage="score_pairs", label="score train"),
+        line(3, "shard", "begin", "b", out=f"{now}/shards"),
+        line(3, "shard", "end", "b", out=f"{now}/shards"),
+        line(1, "shard", "begin", "own", out=f"{now}/shards"),
+        line(4, "shard", "begin", "c", out=f"{now}/shards"),
+    ]
+    (tmp_path / "notes.jsonl").write_text("".join(lines))
+    notes = Notes(tmp_path).look()
+    assert notes.stage(1) == "score train" and notes.stage(9) == "starting" and notes.began(1) and not notes.began(9)
+    assert notes.busy("actor", [1, 2, 3, 4]) == [4]
+    assert notes.busy("node", [1, 2, 3]) == [3]  # 4 was killed, 1 is the driver, 2 worked for another stage
+    assert notes.busy("worker", [1, 2, 3, 4]) == [] and notes.busy("actor", [1, 2]) == []
+
+
 def test_a_session_is_found_whole_and_cleared(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     started = "import subprocess as s; child = s.Popen(['sleep', '60'], process_group=0)"
@@ -240,6 +264,26 @@ def test_a_worker_that_dies_while_its_group_starts_is_tried_again(
         with pytest.raises(StageError, match="training failed 4 times from step 0 on: (?s:.*)died unexpectedly"):
             module.on_ray(cluster, make_job(tmp_path), group)
     assert len(fits) == 4
+
+
+def test_gradients_of_passages_that_lists_share_are_the_same_each_time() -> None:
+    from raydrd.methods.losses import taken
+
+    draw = torch.Generator().manual_seed(0)
+    start, index_QN = torch.randn(64, 384, generator=draw), torch.randint(0, 64, (16, 32), generator=draw)
+    weights = torch.randn(16, 32, 384, generator=draw)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    found = []
+    for _ in range(20):
+        rows = start.clone().requires_grad_()
+        made = taken(rows, index_QN)
+        assert torch.equal(made, rows[index_QN])
+        (made * weights).sum().backward()
+        found.append(rows.grad)
+    torch.set_num_threads(before)
+    assert all(torch.equal(one, found[0]) for one in found)
+    assert taken(start, torch.zeros(0, 3, dtype=torch.int64)).shape == (0, 3, 384)
 
 
 # -- for real -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from raydrd.errors import StageError
-from raydrd.methods.objectives import Contrastive, Losses, Ordered
+from raydrd.methods.objectives import Contrastive, Distil, Losses, Ordered
 from raydrd.methods.pacing import SelfPaced
 from raydrd.models.devices import TokenBudget, fitting
 from raydrd.models.encoders import Encoder
@@ -45,7 +45,9 @@ def test_batches_are_halved_until_they_fit_and_every_text_is_read_once(room: int
     assert sorted(device.done) == list(range(len(LENGTHS)))
     assert budget.tokens == 64 if room == 1000 else 9 <= budget.tokens <= room or room < 18
     said = noted()
-    assert bool(said) == (room < 63) and all("padded tokens did not fit the memory of cpu" in line for line in said)
+    if room < 63:
+        assert said[0].startswith("a batch of 63 padded tokens did not fit the memory of cpu; it goes on with ")
+    assert len(said) <= 2 and bool(said) == (room < 63)
     tries, device.tries, device.done = device.tries, 0, []
     budget.each(LENGTHS, device)  # the worker remembers: nothing is tried that does not fit
     assert sorted(device.done) == list(range(len(LENGTHS))) and not noted()
@@ -196,7 +198,7 @@ def test_the_smaller_size_is_remembered_and_said(tmp_path: Path, monkeypatch: py
 
 def test_batch_topk_still_sees_the_whole_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pacing = SelfPaced(mode="batch_topk", rho0=0.5)
-    objective = Losses(terms=(Contrastive(in_batch=False), Ordered()), score_scale=20, pacing=pacing)
+    objective = Losses(terms=(Distil(), Contrastive(in_batch=False)), score_scale=20, pacing=pacing)
     job = make_job(tmp_path, kind="rich", objective=objective)
     whole, losses = gradients(job)
     memory = Memory(monkeypatch, 60)
@@ -211,7 +213,7 @@ def test_dropout_does_not_make_a_retry_another_step(tmp_path: Path, monkeypatch:
     job = make_job(tmp_path, dropout=0.3, objective=objective, tokens_per_batch=64)
     roomy = Memory(monkeypatch, 10**9)
     wanted, _ = gradients(replace(job, per_device=3), seed=4)
-    tight = Memory(monkeypatch, roomy.most)
+    tight = Memory(monkeypatch, roomy.most, "backward")
     found, _ = gradients(job, seed=4)
     assert tight.refused == 1
     assert_same(wanted, found, 0.0)

@@ -126,6 +126,7 @@ class Talker:
 
 def test_what_workers_note_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = [{"name": f"s{n}", "rows": 1} for n in range(3)]
+    note("of something else")
     results = Cluster(Resources(ray="off")).map(Talker, {}, shards, label="talk", unit="x", marks=Folder.of(tmp_path))
     said = capsys.readouterr().err.splitlines()
     assert sorted(said) == ["  talk: a batch did not fit", "  talk: and something else"]

@@ -202,7 +202,7 @@ def _strike(kill: Kill, driver: int, notes: Notes, draw: random.Random, cluster:
         victims.kill([driver, *everything])
         return "driver"
     ours = victims.of_cluster(cluster) if cluster else victims.of_session(driver)
-    busy = [pid for pid in notes.busy(kill.kind) if pid in ours]
+    busy = notes.busy(kill.kind, ours)
     if not busy:
         return ""
     pid = draw.choice(busy)

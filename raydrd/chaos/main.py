@@ -28,7 +28,7 @@ EPILOG = """examples:
 
 kinds:
   driver   the run's own process, half of the times with all that it started; then the same command is started again
-  actor    a process of Ray with a shard in its hands: embedding, searching, scoring
+  actor    a process of Ray that works on shards: embedding, searching, scoring
   worker   a training worker of Ray
   node     one of several raylets on this machine, with all its processes, while it has work; a new one comes after 5 s
 With actor or node, small inputs of embedding, search and scoring go to actors too; else the driver computes them itself.

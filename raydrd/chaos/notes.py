@@ -46,11 +46,18 @@ class Notes:
         """This driver has begun to make something."""
         return any(line["pid"] == pid and line["what"] == "stage" for line in self.lines)
 
-    def busy(self, kind: str) -> list[int]:
-        """Processes of Ray with a shard (`actor`), with a training (`worker`) or with either (`node`) in their hands."""
+    def busy(self, kind: str, alive: list[int]) -> list[int]:
+        """Processes of Ray, of those alive, that work for the stage under way: on shards (`actor`), a training (`worker`) or either (`node`).
+
+        Those that have such work in their hands; where there are none, those between two shards.
+        """
         wanted = {"actor": ("shard",), "worker": ("training",), "node": ("shard", "training")}[kind]
         drivers = {line["pid"] for line in self.lines if line["what"] == "stage"}
-        return sorted({line["pid"] for line in self.open.values() if line["what"] in wanted} - drivers)
+        homes = tuple(f"{line['home']}/" for line in self.open.values() if line["what"] == "stage")
+        there = {*alive} - drivers
+        at_work = {line["pid"] for line in self.open.values() if line["what"] in wanted} & there
+        between = {line["pid"] for line in self.lines if line["what"] in wanted and line["out"].startswith(homes)} & there
+        return sorted(at_work or between)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,14 @@ from torch.nn.functional import log_softmax, softplus
 Loss = tuple[Tensor, float]
 
 
+def taken(rows: Tensor, index: Tensor) -> Tensor:
+    """`rows[index]`, with the gradients of a row that is taken several times always added up in the same order.
+
+    Those of plain indexing are not on several cores, and a run made again would not end in the same weights.
+    """
+    return rows.index_select(0, index.flatten()).reshape(*index.shape, *rows.shape[1:])
+
+
 def lambda_mrr(scores_QN: Tensor, labels_QN: Tensor, mask_QN: Tensor | None = None) -> Loss:
     """Pairwise logistic loss weighted by the change in reciprocal rank (CL-DRD).
 
@@ -121,7 +129,8 @@ def pair_kl(scores_QN: Tensor, pairs_P3: Tensor, p_P: Tensor, *, temperature: fl
         raise ValueError(f"temperature must be positive, got {temperature}")
     scores_QN = scores_QN.float() if scores_QN.dtype in (torch.float16, torch.bfloat16) else scores_QN
     query_P, left_P, right_P = pairs_P3.unbind(1)
-    gaps_P = (scores_QN[query_P, left_P] - scores_QN[query_P, right_P]) / temperature
+    row_P, scores = query_P * scores_QN.shape[1], scores_QN.flatten()
+    gaps_P = (taken(scores, row_P + left_P) - taken(scores, row_P + right_P)) / temperature
     p_P = p_P.to(gaps_P.dtype)
     entropy_P = -torch.xlogy(p_P, p_P) - torch.xlogy(1 - p_P, 1 - p_P)
     losses_P = p_P * softplus(-gaps_P) + (1 - p_P) * softplus(gaps_P) - entropy_P

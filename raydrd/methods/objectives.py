@@ -17,7 +17,7 @@ from torch import Tensor
 
 from raydrd.config import Frozen
 from raydrd.methods.lists import DARK, POSITIVE, SUSPECT
-from raydrd.methods.losses import Loss, contrastive, in_batch, lambda_mrr, listwise_kl, logistic, margin_mse, pair_kl
+from raydrd.methods.losses import Loss, contrastive, in_batch, lambda_mrr, listwise_kl, logistic, margin_mse, pair_kl, taken
 from raydrd.methods.pacing import SelfPaced, gate
 
 Vectors = dict[str, Tensor]
@@ -71,8 +71,8 @@ class ListBatch:
     def scores(self, vectors: Vectors) -> Tensor:
         """Own scores [Q, N]: inner products of each query with its passages, or a cross-encoder's logits."""
         if "pair" in vectors:
-            return vectors["pair"][self.index_QN, 0]
-        passages_QND = vectors["passage"][self.index_QN]
+            return taken(vectors["pair"][:, 0], self.index_QN)
+        passages_QND = taken(vectors["passage"], self.index_QN)
         return torch.einsum("qd,qnd->qn", vectors["query"], passages_QND)
 
     def pool_scores(self, vectors: Vectors, comm: Comm) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,7 +80,7 @@ class ListBatch:
 
         Passages written for one query (dark) are nobody else's negatives: they are masked.
         """
-        passages_GND = comm.gather(vectors["passage"][self.index_QN])
+        passages_GND = comm.gather(taken(vectors["passage"], self.index_QN))
         scores_QGN = vectors["query"] @ passages_GND.flatten(0, 1).T
         return scores_QGN, comm.gather(self.doc_rows_QN), comm.gather(self.mask_QN & ~self.flagged(DARK))
 

@@ -76,8 +76,8 @@ def fitting(work: Callable[[], T]) -> T | None:
         if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in NO_ROOM):
             raise
     # Here the error is gone, and with it the frames that held tensors.
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
     return None
 
@@ -96,20 +96,24 @@ class TokenBudget:
             StageError: a single text does not fit.
         """
         todo = token_batches(lengths, tokens_per_batch=self.tokens)[::-1]
+        refused = 0
         while todo:
             batch = todo.pop()
             if fitting(lambda batch=batch: [run(batch)]) is not None:  # type: ignore[misc]
+                if refused:
+                    note(
+                        f"a batch of {refused:,} padded tokens did not fit the memory of {self.device}; it goes on with "
+                        f"{self.tokens:,}; resources.tokens_per_batch={max(64, self.tokens)} spares the tries"
+                    )
+                refused = 0
                 continue
             longest = int(lengths[batch].max())
+            refused = refused or len(batch) * longest
             if len(batch) == 1:
                 raise StageError(
                     f"a single text of {longest} tokens does not fit the memory of {self.device}; set precision=bf16, cut "
                     "texts shorter (max_length), take a smaller model, or give fewer workers a GPU (resources.gpus_per_worker)"
                 )
-            note(
-                f"a batch of {len(batch) * longest:,} padded tokens did not fit the memory of {self.device}; "
-                f"resources.tokens_per_batch={max(64, len(batch) * longest // 2)} spares the tries"
-            )
             self.tokens = len(batch) * longest // 2
             left = np.concatenate([batch, *todo])
             todo = [left[places] for places in token_batches(lengths[left], tokens_per_batch=self.tokens)][::-1]

@@ -264,6 +264,7 @@ def room() -> str:
 def attempt(run: Worker, shard: Shard) -> dict[str, Any]:
     """The worker's result, or its error as a value: one bad shard does not cancel the others."""
     began = time.monotonic()
+    noted()  # what is left of something else in this process
     try:
         result = dict(run(shard))
     except Exception as error:

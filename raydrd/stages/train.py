@@ -183,6 +183,7 @@ def worker(setup: dict[str, Any]) -> None:
     from raydrd.training.comm import Alone, Ranks
     from raydrd.training.loop import train_loop
 
+    before = torch.get_num_threads()
     torch.set_num_threads(setup["threads"])
     keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -203,6 +204,9 @@ def worker(setup: dict[str, Any]) -> None:
         job.scratch.write_json(ERROR, {"error": str(error)})
         if comm.world > 1:
             raise  # the other ranks wait for this one
+    finally:
+        # What this process embeds next has the threads that it has in a run that found this training finished.
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
