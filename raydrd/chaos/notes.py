@@ -47,7 +47,7 @@ class Notes:
         return any(line["pid"] == pid and line["what"] == "stage" for line in self.lines)
 
     def busy(self, kind: str, alive: list[int]) -> list[int]:
-        """Processes of Ray, of those alive, that work for the stage under way: on shards (`actor`), a training (`worker`) or either (`node`).
+        """Processes of Ray, of those `alive`, that work for the stage under way: on shards, a training, or either (`node`).
 
         Those that have such work in their hands; where there are none, those between two shards.
         """
