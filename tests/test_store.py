@@ -217,7 +217,9 @@ def test_a_killed_stage_keeps_its_finished_shards(store: Store) -> None:
 def test_shards_with_a_gap_in_the_middle_are_filled(store: Store) -> None:
     import pyarrow as pa
 
-    work = Work(folder=store.root / "out", shards=store.root / "shards", cluster=store.cluster, label="", id="", root=store.root)
+    work = Work(
+        folder=store.root / "out", shards=store.root / "shards", cluster=store.cluster, label="", id="", root=store.root
+    )
     for lo, hi in [(10, 20), (40, 45)]:
         work.shards.write_arrow(f"part-{lo:012d}-{hi:012d}.arrow", pa.table({"x": list(range(lo, hi))}))
     planned = pending(work, 50, 8)

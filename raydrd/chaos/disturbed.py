@@ -90,6 +90,17 @@ class Ended:
     error: str = ""
 
 
+def insisted(start: Callable[[], Any], times: int = 4) -> Any:
+    """A node started, tried again: a raylet gives its agent 15 s to come up, which a busy machine does not always do."""
+    for left in reversed(range(times)):
+        try:
+            return start()
+        except Exception:  # ray's own, a bare Exception
+            if not left:
+                raise
+            time.sleep(5.0)
+
+
 @contextmanager
 def several_nodes(place: Place, open_cluster: OpenCluster | None) -> Iterator[Any]:
     """A cluster of several raylets whose processes take notes; nothing when none is asked for."""
@@ -97,9 +108,9 @@ def several_nodes(place: Place, open_cluster: OpenCluster | None) -> Iterator[An
         yield None
         return
     with patch.dict(os.environ, place.environment()):
-        cluster = open_cluster(**HEAD)
+        cluster = insisted(lambda: open_cluster(**HEAD))
         for _ in range(NODES):
-            cluster.add_node(**NODE)
+            insisted(lambda: cluster.add_node(**NODE))
     try:
         yield cluster
     finally:
@@ -138,7 +149,7 @@ def _carry_out(
         if joins is not None and now >= joins:
             joins = None
             with patch.dict(os.environ, place.environment()):
-                cluster.add_node(**NODE)
+                insisted(lambda: cluster.add_node(**NODE))
         code = process.poll()
         if code is None and now - last > patience:
             victims.kill(victims.of_session(process.pid))
