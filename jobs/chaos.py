@@ -18,7 +18,7 @@ def open_cluster(**head: Any) -> Any:
     from raydrd.spine.quiet import quiet_ray
 
     quiet_ray()
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine starts three raylets slowly
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "60")  # a busy machine starts three raylets slowly
     from ray.cluster_utils import Cluster
 
     return Cluster(initialize_head=True, head_node_args=head)
