@@ -331,6 +331,7 @@ def test_a_handful_of_kills_of_the_driver_ends_in_identical_artefacts(
 
 
 @pytest.mark.ray
+@pytest.mark.skipif(not os.environ.get("RAYDRD_SLOW"), reason="minutes where cores are busy: RAYDRD_SLOW=1 runs it")
 @pytest.mark.timeout(600)
 def test_a_node_removed_while_it_embeds_ends_in_the_vectors_of_this_process(
     toy: Path, toy_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -343,10 +344,12 @@ def test_a_node_removed_while_it_embeds_ends_in_the_vectors_of_this_process(
     calm, hit = Place(tmp_path / "calm", arguments, spread=False), Place(tmp_path / "hit", arguments, spread=True)
     lines: list[dict[str, Any]] = []
     assert carry_out(calm, [], seed=0, patience=300, told=lines.append).error == ""
-    ended = carry_out(hit, [Kill("node", 0.0)], seed=0, patience=300, told=lines.append, open_cluster=open_cluster)
+    ended = carry_out(
+        hit, [Kill("node", 0.0, during="embed passages")], seed=0, patience=300, told=lines.append, open_cluster=open_cluster
+    )
     assert ended.error == "" and ended.starts == 1 and not ended.unspent
     assert [(line["kind"], line["outcome"]) for line in lines] == [("node", "went on")]
-    assert lines[0]["stage"].startswith(("embed", "search"))
+    assert lines[0]["stage"] == "embed passages (student)"
     assert len(list(calm.store.glob("embed/*/shards/part-*"))) >= 6
     assert differences(calm.store, hit.store) == []
     made = repeats(Notes(hit.home / "notes").look(), "Embedder")

@@ -177,7 +177,8 @@ def _carry_out(
             again = False
         if now - since < kill.wait:
             continue
-        struck = _strike(kill, process.pid, notes.look(), draw, cluster)
+        there = notes.look().stage(process.pid).startswith(kill.during)
+        struck = _strike(kill, process.pid, notes, draw, cluster) if there else ""
         if not struck:
             continue
         kills.pop(0)

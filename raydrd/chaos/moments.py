@@ -15,12 +15,14 @@ class Kill:
     wait: seconds of work after the kill before it in the same run (or after the run's start).
     alone: of a driver, its own process only; what it started is left behind.
     starting: of a driver that was killed before, while it starts again rather than at work.
+    during: how the label of the stage begins that it waits for; any when empty.
     """
 
     kind: str
     wait: float
     alone: bool = False
     starting: bool = False
+    during: str = ""
 
 
 def spread(kills: int, *, seconds: float, kinds: tuple[str, ...], runs: int, seed: int) -> list[list[Kill]]:
