@@ -95,7 +95,7 @@ def insisted(start: Callable[[], Any], times: int = 4) -> Any:
     for left in reversed(range(times)):
         try:
             return start()
-        except Exception:  # ray's own, a bare Exception
+        except (Exception, SystemExit):  # what Ray raises here: a bare one, or its own way out
             if not left:
                 raise
             time.sleep(5.0)

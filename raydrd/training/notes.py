@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import Any, Self
 
 from raydrd.spine.storage import Folder
@@ -44,6 +45,8 @@ class Note:
     def __exit__(self, *_: object) -> None:
         self.ended.set()
         self.thread.join(timeout=10)
+        with suppress(OSError):
+            self._write()  # what was said last, also by a training shorter than the thread's sleep
 
 
 def read(scratch: Folder) -> dict[int, dict[str, Any]]:
