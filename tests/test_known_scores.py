@@ -193,6 +193,21 @@ def test_lookups_and_scores_on_ray(
     assert {pair: after[pair] for pair in scores_of(first)} == scores_of(first)
 
 
+@pytest.mark.parametrize("collide", [False, True])
+def test_matches_are_those_of_a_dictionary(monkeypatch: pytest.MonkeyPatch, collide: bool) -> None:
+    if collide:  # every key has one of three hashes
+        monkeypatch.setattr(known, "_hash", lambda keys: keys[:, 0] % np.uint64(3))
+    draw = np.random.default_rng(0)
+    kept, wanted = (draw.integers(0, 3, (n, 6)).astype(np.uint64) for n in (300, 500))
+    first: dict[bytes, int] = {}
+    for row, key in enumerate(kept):
+        first.setdefault(key.tobytes(), row)
+    expected = [first.get(key.tobytes(), -1) for key in wanted]
+    assert -1 in expected and len(first) < len(kept)
+    assert known.matches(wanted, kept).tolist() == expected
+    assert known.matches(wanted, kept[:0]).tolist() == [-1] * 500 and known.matches(wanted[:0], kept).tolist() == []
+
+
 def test_known_scores_are_found_by_place(tmp_path: Path) -> None:
     folder = Folder.of(tmp_path)
     folder.write_arrow("a.arrow", pa.table([[1, 5, PLACES + 2], np.array([1.0, 5.0, 9.0], np.float32)], schema=known.FOUND))

@@ -57,6 +57,17 @@ def buckets_of(queries: pa.Array) -> NDArray[np.int64]:
     return (raw[queries.offset : queries.offset + len(queries), 0] >> 2).astype(np.int64)
 
 
+def keys_of(found: pa.Table) -> NDArray[np.uint64]:
+    """The keys of entries as numbers, [N, 6]: two for each of query, left and right."""
+    return np.concatenate([_numbers(found[name]) for name in KEY], axis=1)
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.uint64]:
+    array = column.combine_chunks()
+    raw = np.frombuffer(array.buffers()[1], dtype="<u8").reshape(-1, 2) if len(array) else np.zeros((0, 2), "<u8")
+    return raw[array.offset : array.offset + len(array)]
+
+
 def entries(query: pa.Array, left: pa.Array, right: pa.Array | None, score: NDArray[np.float32]) -> pa.Table:
     """Scores under their keys, as a book keeps them."""
     if right is None:
@@ -113,6 +124,17 @@ class Book:
     def read(self, lo: int = 0, hi: int = BUCKETS) -> pa.Table:
         """Entries of the buckets lo..hi-1 as one table."""
         return pa.concat_tables([ENTRIES.empty_table(), *self.each(lo, hi)])
+
+    def together(self, lo: int, hi: int, rows: int) -> Iterator[pa.Table]:
+        """As `each`, with small files together until there are so many rows."""
+        held: list[pa.Table] = []
+        for one in self.each(lo, hi):
+            held.append(one)
+            if sum(map(len, held)) >= rows:
+                yield pa.concat_tables(held)
+                held = []
+        if held:
+            yield pa.concat_tables(held)
 
     def _groups(self, name: str, lo: int, hi: int) -> Iterator[pa.Table]:
         with self.folder.reading(name) as stream:

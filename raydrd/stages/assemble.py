@@ -167,7 +167,7 @@ def assemble(
             "confidence": confidence,
             "scale": scale,
         },
-        pending(work, candidates.rows, 10_000, "parquet"),
+        pending(work, candidates.rows, 5_000, "parquet"),
         label=work.label,
         unit="queries",
         marks=work.shards / "attempts",

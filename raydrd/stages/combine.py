@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raydrd.errors import InputError
@@ -67,8 +68,7 @@ class Cutter:
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         found = self.candidates.slice(shard["lo"], shard["hi"])
-        docs = [own[: self.k] for own in found["doc_rows"].to_pylist()]
-        scores = [own[: self.k] for own in found["scores"].to_pylist()]
+        docs, scores = (pc.list_slice(found[name], 0, self.k) for name in ("doc_rows", "scores"))
         self.out.write_table(shard["name"], pa.table([found["query_row"], docs, scores], schema=CANDIDATES))
         return {}
 
@@ -80,7 +80,7 @@ def first_candidates(work: Work, *, candidates: Artifact, k: int) -> dict[str, A
     work.cluster.map(
         Cutter,
         {"candidates": found, "out": work.shards, "k": k},
-        pending(work, found.rows, 20_000, "parquet"),
+        pending(work, found.rows, 10_000, "parquet"),
         label=work.label,
         unit="queries",
         marks=work.shards / "attempts",

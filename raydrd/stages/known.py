@@ -1,6 +1,6 @@
 """known: what a teacher's score book holds of the pairs that are asked for, found bucket by bucket on the actors.
 
-Every actor takes some buckets: it reads the asked pairs, keeps those of its buckets, and joins them with the book's
+Every actor takes some buckets: it reads the asked pairs, keeps those of its buckets, and looks for them in the book's
 files. What it finds is written by place (row and number of a pair), so that a scoring shard reads its own stretch.
 """
 
@@ -15,13 +15,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raydrd.spine.parts import Chain, Parts, TokenReader
-from raydrd.spine.scorebook import BUCKETS, KEY, Book, buckets_of, digests, entries
+from raydrd.spine.scorebook import BUCKETS, ENTRIES, Book, buckets_of, digests, entries, keys_of
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Work
 
 PLACES = 1 << 20  # a pair's place is its row times this, and its number among the row's pairs
-PAIRS_PER_LOOKUP = 2_000_000  # asked pairs that an actor joins at once: some 300 MB
-FEW_PAIRS = 200_000  # joined in this process sooner than an actor starts
+PAIRS_PER_LOOKUP = 500_000  # asked pairs that an actor looks for at once: some 100 MB
+ROWS_AT_ONCE = 500_000  # entries of the book that they are compared with at once
+FEW_PAIRS = 200_000  # looked for in this process sooner than an actor starts
 FOUND = pa.schema([("place", pa.int64()), ("score", pa.float32())])
 DONE = "scratch/known/done.json"
 
@@ -71,29 +72,61 @@ class Keys:
         return asked.at((buckets >= lo) & (buckets < hi))
 
 
+def matches(wanted: NDArray[np.uint64], kept: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """For each row of `wanted` the first equal row of `kept`, -1 where there is none; both [.., 6], all columns compared.
+
+    By sorted hashes: a hash table of whole keys takes several times the memory of the keys.
+    """
+    hashes = [_hash(keys) for keys in (wanted, kept)]
+    order = np.argsort(hashes[1], kind="stable")
+    ordered = hashes[1][order]
+    at = np.searchsorted(ordered, hashes[0])
+    found = np.full(len(wanted), -1)
+    left = np.arange(len(wanted))
+    while len(left):  # once, and again only for different keys of the same hash
+        left = left[at[left] < len(order)]
+        left = left[ordered[at[left]] == hashes[0][left]]
+        rows = order[at[left]]
+        equal = (wanted[left] == kept[rows]).all(axis=1)
+        found[left[equal]] = rows[equal]
+        left = left[~equal]
+        at[left] += 1
+    return found
+
+
+def _hash(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """64 bits of each row. The numbers are parts of digests, so no more than telling the columns apart is needed."""
+    result = np.zeros(len(keys), dtype=np.uint64)
+    for column in keys.T:
+        result = result * np.uint64(0x9E3779B97F4A7C15) + column  # any odd number; modulo 2^64
+    return result
+
+
 class Lookup:
-    """Joins the asked pairs of some buckets with the book's files."""
+    """Finds the asked pairs of some buckets in the book's files."""
 
     def __init__(self, *, asked: Parts, ask: Ask, queries: Parts, passages: Parts | Chain, book: Book, out: Folder) -> None:
         self.asked, self.ask, self.book, self.out = asked, ask, book, out
         self.keys = Keys(queries, passages)
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        tables = []
-        for part, rows in self.asked.each():
-            asked = self.keys.inside(self.ask(rows, part.lo), shard["lo"], shard["hi"])
-            none = np.zeros(len(asked.places), dtype=np.float32)
-            tables.append(self.keys.entries(asked, none).drop(["score"]).append_column("place", pa.array(asked.places)))
-        wanted = pa.concat_tables(tables)
-        found = [FOUND.empty_table()]
-        for file in self.book.each(shard["lo"], shard["hi"]):
-            joined = wanted.join(file, keys=KEY, join_type="inner", use_threads=False)
-            found.append(joined.select(FOUND.names).cast(FOUND))
-        places = pa.concat_tables(found)
-        # Of scores that stand there twice the first file's counts: np.unique gives the first place of each.
-        _, first = np.unique(places["place"].to_numpy(), return_index=True)
-        self.out.write_arrow(shard["name"], places.take(pa.array(first)))
-        return {"found": len(first)}
+        lo, hi = shard["lo"], shard["hi"]
+        mine = [self.keys.inside(self.ask(rows, part.lo), lo, hi) for part, rows in self.asked.each()]
+        places = np.concatenate([np.zeros(0, np.int64), *(asked.places for asked in mine)])
+        nothing = [self.keys.entries(asked, np.zeros(len(asked.places), np.float32)) for asked in mine]
+        wanted = keys_of(pa.concat_tables([ENTRIES.empty_table(), *nothing]))
+        del mine, nothing
+        scores = np.zeros(len(places), dtype=np.float32)
+        left = np.arange(len(places))  # not found so far: of scores that stand there twice the first file's counts
+        for file in self.book.together(lo, hi, ROWS_AT_ONCE):
+            rows = matches(wanted[left], keys_of(file))
+            there = rows >= 0
+            scores[left[there]] = file["score"].to_numpy()[rows[there]]
+            left = left[~there]
+        found = np.ones(len(places), dtype=bool)
+        found[left] = False
+        self.out.write_arrow(shard["name"], pa.table([places[found], scores[found]], schema=FOUND))
+        return {"found": int(found.sum())}
 
 
 @dataclass(frozen=True)
