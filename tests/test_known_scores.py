@@ -189,8 +189,9 @@ def test_lookups_and_scores_on_ray(
     assert first.metrics["pairs"] == QUERIES * 20  # twice the same pair within a stage is asked twice
     second = other_run(here).run(score_pairs, candidates=wide[1], **with_)
     assert (second.metrics["pairs"], second.metrics["taken"]) == (QUERIES * 20, QUERIES * 20)
-    after = scores_of(second)
-    assert {pair: after[pair] for pair in scores_of(first)} == scores_of(first)
+    after, before = scores_of(second), scores_of(first)
+    # Each was computed twice, in two batches: which of the two counts is open, so the last bits are.
+    assert {pair: after[pair] for pair in before} == pytest.approx(before, abs=1e-6)
 
 
 @pytest.mark.parametrize("collide", [False, True])
