@@ -18,8 +18,12 @@ help:
 quickstart: $(VENV)/.demo
 	$(BIN)/raydrd run configs/quickstart.yaml
 
+# Tests that start Ray wait for most of their time (for its processes, for a node that was killed): they run beside the others.
 test: check
-	$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m ray -o cache_dir=.pytest_cache/ray > .pytest-ray.log 2>&1 & started=$$!; \
+	$(BIN)/python -m pytest -m 'not ray'; others=$$?; \
+	echo "tests with Ray:"; wait $$started; with_ray=$$?; cat .pytest-ray.log; \
+	exit $$((others ? others : with_ray))
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -9,32 +9,28 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from raydrd.config import Frozen, validate
+from raydrd.config import validate
 from raydrd.errors import InputError
-from raydrd.flow.judge import judge
-from raydrd.flow.lab import Lab, check_setting, open_lab
-from raydrd.flow.retrieve import retrieve
+from raydrd.flow.judge import values
+from raydrd.flow.lab import Lab, another, check_setting, open_lab
+from raydrd.flow.seeds import reseeded
+from raydrd.flow.teachers import SCORING
 from raydrd.naming import did_you_mean
 from raydrd.recipes import RECIPES
 from raydrd.session import opened, read_config
-from raydrd.setting import Setting, TeacherTraining
 from raydrd.spine.progress import say
 from raydrd.spine.provenance import provenance
 from raydrd.spine.storage import Folder
-from raydrd.spine.store import Artifact, Record, Store
-from raydrd.stages.shards import parts_of
+from raydrd.spine.store import Record, Store
 from raydrd.statistics import compare, holm
-from raydrd.training.plan import TrainConfig
 
 WHOLE, BEFORE = "all ideas", "student before"
-SCORING = ("score_pairs", "score_duels")  # stages in which a teacher reads query and passages together
 
 
 @dataclass(frozen=True)
@@ -103,35 +99,6 @@ def _idea(cfg: Any, label: str, variant: Any) -> Idea:
     return Idea(label, variant, changes, None)
 
 
-def reseeded(cfg: Any, offset: int) -> Any:
-    """The config with `offset` added to the seed of each of the student's trainings.
-
-    Those that all recipes share (`recover`, `warm_up`), the teachers' and every other draw stay as they are, so that
-    nothing before the method's first training is made again.
-    """
-    if not offset:
-        return cfg
-    own = [name for name in type(cfg).model_fields if name not in Setting.model_fields]
-    changed = cfg.model_copy(update={name: _reseeded(getattr(cfg, name), offset) for name in own})
-    if [t.seed for t in changed.trainings()] != [t.seed + offset for t in cfg.trainings()]:
-        raise TypeError(
-            f"recipe {cfg.recipe}: trainings() names a training that is no field of its own; --seeds needs it there"
-        )
-    return changed
-
-
-def _reseeded(value: Any, offset: int) -> Any:
-    if isinstance(value, TrainConfig):
-        return value.model_copy(update={"seed": value.seed + offset})
-    if isinstance(value, tuple):
-        return tuple(_reseeded(item, offset) for item in value)
-    if not isinstance(value, Frozen) or isinstance(value, TeacherTraining):
-        return value
-    found = {name: _reseeded(getattr(value, name), offset) for name in type(value).model_fields}
-    changed = {name: new for name, new in found.items() if new != getattr(value, name)}
-    return value.model_copy(update=changed) if changed else value
-
-
 # -- runs -------------------------------------------------------------------------------------------
 
 
@@ -168,7 +135,7 @@ def ablate(
     total = len(variants) + 1
     with opened(cfg, out=Folder.of(out or f"runs/{cfg.name}-ablation"), store=store) as kept:
         lab = open_lab(cfg, kept)
-        before = Row(BEFORE, values={name: v[None] for name, v in _values(lab, lab.start, "before").items()})
+        before = Row(BEFORE, values={name: v[None] for name, v in values(lab, lab.start, "before", whole=True).items()})
         whole = _row(lab, cfg, kept, WHOLE, seeds, f"1 of {total}")
         rows = [_variant(lab, one, kept.branch(), seeds, f"{n} of {total}") for n, one in enumerate(variants, 2)]
         pairs = {row.label: _pairs(kept, [row]) for row in (whole, *rows)}
@@ -210,9 +177,9 @@ def _row(lab: Lab, cfg: Any, store: Store, label: str, seeds: int, place: str) -
     for seed in range(seeds):
         say(f"ablation {place}: {label}" + (f", seed {seed + 1} of {seeds}" if seeds > 1 else ""))
         try:
-            own = _another(lab, reseeded(cfg, seed), store)
+            own = another(lab, reseeded(cfg, seed), store)
             student = RECIPES[cfg.recipe].run(own.cfg, own)
-            found.append(_values(own, student, "after"))
+            found.append(values(own, student, "after"))
         except InputError as error:
             if label == WHOLE:
                 raise
@@ -231,27 +198,6 @@ def _row(lab: Lab, cfg: Any, store: Store, label: str, seeds: int, place: str) -
         journal=tuple(journal),
         notes=tuple(dict.fromkeys(notes)),
     )
-
-
-def _another(lab: Lab, cfg: Any, store: Store) -> Lab:
-    """The lab of another config over the same data and models: they are opened (and read through) once."""
-    wanted = (*cfg.teachers(), *cfg.pair_teachers())
-    same = all(getattr(cfg, name) == getattr(lab.cfg, name) for name in Setting.model_fields)
-    if not same or any(one not in lab.teachers for one in wanted):
-        return open_lab(cfg, store)
-    known = [member for one in wanted for member in (lab.teachers[one], *lab.teachers[one].members)]
-    cfg.check_models(lab.start.metrics, {member.cfg: member.metrics for member in known})
-    teachers = {one: lab.teachers[one] for one in wanted}
-    own = {one.name: one.default_factory() for one in fields(lab) if one.default_factory is not MISSING}  # what a run notes
-    return replace(lab, cfg=cfg, store=store, teachers=teachers, **{**own, "notes": list(lab.notes)})
-
-
-def _values(lab: Lab, student: Artifact, label: str) -> dict[str, NDArray[np.float64]]:
-    """Metrics of a student by test query: float64 [Q] by name, in the order of the config's."""
-    run = retrieve(lab, student, lab.data, "queries/test", k=lab.cfg.evaluation.depth, label=label)
-    judged = judge(lab, run, lab.data, "queries/test", label)
-    table = pa.concat_tables(part for _, part in parts_of(judged).each())
-    return {name: table[name].to_numpy().astype(np.float64) for name in table.column_names if name != "query_row"}
 
 
 # -- numbers ----------------------------------------------------------------------------------------

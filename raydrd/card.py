@@ -48,21 +48,14 @@ def model_card(report: dict[str, Any], layout: Layout) -> str:
 
 # {report["name"]}
 
-A dense retriever distilled with raydrd ({report["recipe"]}) from {_teacher(config["teacher"])} into
-`{config["student"]["model"]}`{_cut(config)}. {student["description"]}; similarity: {layout.similarity}.
+A {_what(config)} distilled with raydrd ({report["recipe"]}) from {_teacher(config["teacher"])} into
+`{config["student"]["model"]}`{_cut(config)}. {student["description"]}; similarity: {_similarity(config, layout)}.
 {_method(report)}
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("model")
-queries = model.encode_query(["your question"])
-passages = model.encode_document(["a passage", "another passage"])
-print(model.similarity(queries, passages))
-```
-
+{_use(config, layout)}
+{_widths(config)}
 ## Measured
 
-{report["queries"]} test queries, {report["data"]["passages"]:,} passages, exact search; encoding speed of one worker
+{report["queries"]} test queries, {report["data"]["passages"]:,} passages, {_search(config)}; encoding speed of one worker
 on {report["provenance"]["hardware"]}.
 
 {head}{rows}
@@ -89,9 +82,60 @@ teacher and the data apply.
 """
 
 
+_LATE = """```python
+from sentence_transformers import MultiVectorEncoder
+
+model = MultiVectorEncoder("model")
+queries = model.encode_query(["your question"])
+passages = model.encode_document(["a passage", "another passage"])
+print(model.similarity(queries, passages))
+```
+The folder is PyLate's: `pylate.models.ColBERT("model")` loads it too."""
+
+
+def _kind(config: dict[str, Any]) -> str:
+    return str(config["student"].get("kind", "single_vector"))
+
+
+def _what(config: dict[str, Any]) -> str:
+    names = {"single_vector": "dense retriever", "late_interaction": "late-interaction retriever (ColBERT)"}
+    return names.get(_kind(config), "dense and late-interaction retriever in one")
+
+
+def _similarity(config: dict[str, Any], layout: Layout) -> str:
+    names = {"single_vector": layout.similarity, "late_interaction": "MaxSim"}
+    return names.get(_kind(config), f"{layout.similarity} of one vector a text, MaxSim of one a token")
+
+
+def _use(config: dict[str, Any], layout: Layout) -> str:
+    """How to load it, as code."""
+    if _kind(config) == "late_interaction":
+        return _LATE
+    one = f"""```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("model"{_cut_at_loading(config)})
+queries = model.encode_query(["your question"]{_unit(config, layout)})
+passages = model.encode_document(["a passage", "another passage"]{_unit(config, layout)})
+print(model.similarity(queries, passages))
+```"""
+    if _kind(config) == "single_vector":
+        return one
+    return f"""{one}
+That is one vector a text. One a token, compared by MaxSim, comes from the same weights:
+```python
+from pylate import models
+
+model = models.ColBERT("model/late_interaction")
+queries = model.encode(["your question"], is_query=True)
+passages = model.encode(["a passage", "another passage"], is_query=False)
+```"""
+
+
 def _teacher(teacher: dict[str, Any]) -> str:
-    """Its model, those of an ensemble's members, or that there was none."""
-    models = [one["model"] for one in teacher.get("members") or [teacher] if one.get("model")]
+    """Its model, those of an ensemble's or escalation's members, or that there was none."""
+    several = teacher.get("members") or [teacher[name] for name in ("cheap", "expensive") if name in teacher]
+    models = [one["model"] for one in several or [teacher] if one.get("model")]
     return " + ".join(f"`{model}`" for model in models) or "ready-made scores"
 
 
@@ -102,6 +146,39 @@ def _method(report: dict[str, Any]) -> str:
     summary, source, _ = str(report["method"]).partition(FROM_ABSTRACT)
     after = " It is implemented from the abstract: the paper's own program was not to be had." if source else ""
     return f"\nMethod: {summary}.{after}\n"
+
+
+def _dim(config: dict[str, Any]) -> int | None:
+    return (config.get("vectors") or {}).get("dim")
+
+
+def _cut_at_loading(config: dict[str, Any]) -> str:
+    return f", truncate_dim={_dim(config)}" if _dim(config) else ""
+
+
+def _unit(config: dict[str, Any], layout: Layout) -> str:
+    """Cut vectors are not of unit length until they are asked to be."""
+    return ", normalize_embeddings=True" if _dim(config) and layout.normalize else ""
+
+
+def _widths(config: dict[str, Any]) -> str:
+    """Which first numbers of a vector are vectors too."""
+    dims = config["student"].get("dims")
+    if not dims:
+        return ""
+    kept = ", ".join(map(str, dims[1:]))
+    return f"\nTrained so that the first {kept} of its {dims[0]} dimensions are vectors too (Matryoshka).\n"
+
+
+def _search(config: dict[str, Any]) -> str:
+    if _kind(config) != "single_vector":
+        late = config["late"]
+        whole = late["type"] == "float16" and late["candidates"] == "all"
+        return (
+            "exact MaxSim" if whole else f"MaxSim of {late['type']} vectors over {late['candidates']} candidates for this model"
+        )
+    kept = (config.get("vectors") or {}).get("type", "float32")
+    return "exact search" if kept == "float32" else f"{kept} vectors for this model, exact search for the others"
 
 
 def _cut(config: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ EPILOG = """examples:
   raydrd search runs/quickstart "parse a date string"
   raydrd compare runs/quickstart:bm25 runs/quickstart
   raydrd ablate configs/beir/adam.yaml data.path=path/to/scifact --seeds 3
+  raydrd sweep configs/sweeps/curriculum.yaml
   raydrd check path/to/collection
 
 recipes (`raydrd recipes` lists the configs of each):
@@ -64,6 +65,27 @@ idea helps. Every row has the same updates (one that has not is marked !) and co
 and teacher scores are made once. p is of a paired randomisation test, with Holm's correction for all variants that were
 run. One seed leaves the luck of one training in every effect; --seeds 3 averages it out and shows how large it is.
 exit codes: 0 done, 1 a stage gave up, 2 something in the command or the config must be changed, or it has no variants."""
+
+SWEEP_EPILOG = """examples:
+  raydrd sweep configs/sweeps/curriculum.yaml --dry-run
+  raydrd sweep configs/sweeps/curriculum.yaml
+  raydrd sweep configs/sweeps/dark.yaml data.limit=1000 samples=12 scheduler=fifo
+  raydrd sweep my-sweep.yaml data.path=s3://bucket/scifact --store s3://bucket/raydrd --out s3://bucket/sweep
+
+a sweep file:
+  base: ../pydocs/cldrd.yaml                  # a config, beside this file
+  set: {data.limit: 3000}                     # what all trials have changed
+  space:                                      # what is drawn, applied in this order
+    curriculum: {named: {two steps: [...], one step: [...]}}          # whole alternatives
+    curriculum.*.train.learning_rate: {loguniform: [1.0e-5, 1.0e-4]}  # * : each item of the list
+    loss.score_scale: {choice: [10, 20, 40]}                          # also uniform, int: [low, high], and step
+  samples: 20                                 # also seeds, search: random|grid|optuna, metric, trial: {cpus, gpus}
+  scheduler: {kind: asha, grace: 20}          # fifo, asha, pbt; grace in updates of the method
+
+Overrides named like a field of the sweep file (samples, scheduler, seeds ..) change it; any other path changes the base.
+The default runs first and makes what all trials share: tokens, vectors, candidates, teacher scores. Dev chooses; the best
+and the default are then trained with fresh seeds and measured on test. Run the same command again to resume.
+exit codes: 0 done, 1 a stage of the default gave up, or every trial failed, 2 something in the files must be changed."""
 
 SCORES_EPILOG = """examples:
   raydrd scores stats --store s3://bucket/raydrd
@@ -125,6 +147,7 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("run", help="a run folder, for example runs/quickstart")
     search.add_argument("query")
     search.add_argument("-k", type=int, default=10, help="passages to show (default: 10)")
+    search.add_argument("--by", choices=("tokens", "pooled"), help="a hybrid: MaxSim of tokens (default), or one vector a text")
     search.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
     compare = verbs.add_parser(
@@ -162,6 +185,21 @@ def parser() -> argparse.ArgumentParser:
     ablate.add_argument("--list", action="store_true", help="print the variants and run nothing")
     ablate.add_argument("--out", metavar="FOLDER", help="where the tables are written (default: runs/NAME-ablation)")
     ablate.add_argument("--store", help="as in run; what was made there before is not made again")
+
+    sweep = verbs.add_parser(
+        "sweep",
+        help="many trials of a recipe over a space of its fields, from one store: which settings are best, and which matter",
+        description="Search a space of a recipe's fields; all trials share what they can, so each costs its own updates only.",
+        epilog=SWEEP_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sweep.add_argument("sweep", help="a YAML file, for example configs/sweeps/curriculum.yaml")
+    sweep.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields of the sweep file, or of its base config")
+    sweep.add_argument(
+        "--dry-run", action="store_true", help="print the trials and stop: all are checked, nothing is read or run"
+    )
+    sweep.add_argument("--out", help="folder of the result (default: runs/NAME-sweep)")
+    sweep.add_argument("--store", help="as in run; what trials share lies there")
 
     check = verbs.add_parser("check", help="read a collection and say everything that is wrong with it")
     check.add_argument("folder", help="a BEIR, MS MARCO or Parquet folder")
@@ -224,6 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "search": _search,
             "compare": _compare,
             "ablate": _ablate,
+            "sweep": _sweep,
             "check": _check,
             "scores": _scores,
             "why": _why,
@@ -330,7 +369,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _search(arguments: argparse.Namespace) -> int:
     from raydrd.measure import search_run
 
-    found = search_run(arguments.run, arguments.query, k=arguments.k)
+    found = search_run(arguments.run, arguments.query, k=arguments.k, by=arguments.by)
     if arguments.json:
         print(json.dumps({"query": arguments.query, "results": found}, indent=2, ensure_ascii=False))
         return 0
@@ -392,6 +431,26 @@ def _ablate(arguments: argparse.Namespace) -> int:
     print(
         f"{result['seconds']:.0f} s; page: {folder}/ablation.html, table: {folder}/ablation.md, numbers: {folder}/ablation.json"
     )
+    return 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from raydrd.sweeping.plan import read_plan
+    from raydrd.sweeping.result import table
+
+    if arguments.dry_run:
+        print(table(read_plan(arguments.sweep, arguments.overrides)))
+        return 0
+    from raydrd.report import sweep as page
+    from raydrd.spine.storage import Folder
+    from raydrd.sweeping.main import sweep
+
+    result = sweep(arguments.sweep, arguments.overrides, out=arguments.out, store=arguments.store)
+    folder = arguments.out or f"runs/{result['name']}-sweep"
+    page.write(result, out=Folder.of(folder))
+    print(f"\n{page.terminal(result)}\n")
+    print(f"{result['seconds']:.0f} s; page: {folder}/sweep.html, table: {folder}/sweep.md, numbers: {folder}/sweep.json")
+    print(f"curves: tensorboard --logdir {folder}/tensorboard")
     return 0
 
 

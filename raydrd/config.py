@@ -24,6 +24,10 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     version: ClassVar[int] = 1
 
+    def identity(self) -> dict[str, Any]:
+        """The fields that enter the identity: all, unless a class says otherwise."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
 
 T = TypeVar("T", bound=Frozen)
 
@@ -132,7 +136,7 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     Raises:
         InputError: an assignment without `=`, or a path through something that has no fields.
     """
-    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(values))
+    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(values, sort_keys=False))
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
@@ -189,6 +193,8 @@ def _explain(model: type[Frozen], item: Any, where: str) -> str:
         return f"{where}: {path}: unknown field; {hint}"
     if item["type"] == "missing":
         return f"{where}: {path}: this field is required; add it, or set {path}=VALUE"
+    if not path:  # of the whole: to show it all would bury what is wrong with it
+        return f"{where}: {item['msg'].removeprefix('Value error, ')}"
     return f"{where}: {path}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r})"
 
 
@@ -198,7 +204,7 @@ def _walk(model: Any, loc: tuple[Any, ...]) -> tuple[list[str], Any]:
     parts = []
     for part in loc:
         field = getattr(model, "model_fields", {}).get(part)
-        tagged = [m for m in members if field is None and "kind" in m.model_fields and m.model_fields["kind"].default == part]
+        tagged = [m for m in members if field is None and part in (m.__name__, _kind(m))]
         if tagged:
             model = tagged[0]
             continue
@@ -207,6 +213,10 @@ def _walk(model: Any, loc: tuple[Any, ...]) -> tuple[list[str], Any]:
             members = _frozen_in(field.annotation)
             model = members[0] if members else None
     return parts, model
+
+
+def _kind(model: Any) -> Any:
+    return model.model_fields["kind"].default if "kind" in model.model_fields else None
 
 
 def _frozen_in(annotation: Any) -> list[Any]:

@@ -10,13 +10,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from raydrd.flow.lab import Lab, check_setting, check_tables, plain, train_queries
+from raydrd.flow.lab import Lab, adopted, check_setting, check_tables, plain, train_queries
 from raydrd.flow.teachers import Teacher
+from raydrd.models.latelayout import Late
 from raydrd.models.layout import Layout
 from raydrd.outline import artifacts_in, depth_of, outline
 from raydrd.publish import measured
 from raydrd.recipes import RECIPES
-from raydrd.setting import BiEncoderTeacher, CrossEncoderTeacher, Ensemble, ReadyScores, Setting
+from raydrd.setting import BiEncoderTeacher, CrossEncoderTeacher, Ensemble, Escalation, ReadyScores, Setting
 from raydrd.spine.cluster import Cluster
 from raydrd.spine.parts import part_name
 from raydrd.spine.precision import resolve
@@ -95,14 +96,14 @@ def plan(cfg: Setting) -> Plan:
 def open_lab(cfg: Setting, store: DryStore) -> Lab:
     """`raydrd.flow.lab.open_lab` over models and data that nobody has looked at."""
     check_setting(cfg)
-    source, layout = _source(cfg.student), wanted_layout(cfg.student, Layout())
+    source = _source(cfg.student)
     splits = {name: getattr(cfg.data, f"{name}_split") for name in ("train", "dev", "test")}
     data = store.run(load, "load", data=Located({"splits": splits}, cfg.data))
     check_tables(cfg, data)
-    start = store.run(adopt, "student before", source=source, layout=layout, layers=plain(cfg.student.layers))
+    start = adopted(store, cfg.student, source, "student before", layers=plain(cfg.student.layers), unseen=True)
     original = start
     if cfg.student.layers is not None and cfg.recover is not None:
-        original = store.run(adopt, "student uncut", source=source, layout=layout, layers=None)
+        original = adopted(store, cfg.student, source, "student uncut", layers=None, unseen=True)
     teachers = {one: _open_teacher(store, one) for one in (*cfg.teachers(), *cfg.pair_teachers())}
     # Lengths that the config leaves to the model's folder count as 0, and all tokenizers as the same one: see `_unchecked`.
     lengths = {name: getattr(cfg.student, name) or 0 for name in ("query_max_len", "passage_max_len")}
@@ -118,7 +119,7 @@ def open_lab(cfg: Setting, store: DryStore) -> Lab:
 
 
 def _open_teacher(store: DryStore, cfg: Any) -> Teacher:
-    if isinstance(cfg, Ensemble):
+    if isinstance(cfg, Ensemble | Escalation):
         return Teacher(cfg, members=tuple(_open_teacher(store, member) for member in cfg.members))
     if isinstance(cfg, ReadyScores):
         return Teacher(cfg)
@@ -155,10 +156,15 @@ def _files(inputs: dict[str, Any], above: list[Artifact]) -> dict[str, int]:
 
 def _metrics(name: str, inputs: dict[str, Any]) -> dict[str, Any]:
     found = dict(_PLACEHOLDERS)
-    if name in ("adopt", "import_teacher"):
+    if name in ("adopt", "adopt_late", "import_teacher"):
         found |= {"tokenizer": inputs["source"].identity["model"]}
-        if name == "adopt":
+        if name != "import_teacher":
             found |= {"layout": inputs["layout"].model_dump()}
+        if name == "adopt_late":
+            late = Late(dim=inputs["late"]["dim"] or 0, pooled=inputs["late"]["pooled"])
+            found |= {"late": late.model_dump(), "width": 0, "projection": "unknown"}
+    if name in ("embed_tokens", "embed_pooled"):
+        found |= {"tokens": 0, "width": 0}
     if isinstance(inputs.get("start"), Artifact):  # a model that was trained
         found |= inputs["start"].metrics
     return found | {"depth": depth_of(inputs)}
@@ -188,6 +194,8 @@ def _unchecked(cfg: Setting) -> list[str]:
     steps = getattr(cfg, "steps", (cfg,))
     if any(getattr(step, "words", None) is not None for step in steps):
         found.append("words: that student and cross-encoder have the same tokenizer")
+    if cfg.student.dims is not None or cfg.vectors.dim is not None:
+        found.append("student.dims, vectors.dim: that they go with the width of the student's vectors")
     outcomes = ["a sample of what is not larger falls away"]
     outcomes += ["preflight may stop the run (preflight: stop)"] if cfg.preflight == "stop" else []
     outcomes += ["a training that loses on dev is dropped (keep: best)"] if cfg.keep == "best" else []

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from raydrd.asking import By, ask_late
 from raydrd.config import Resources
 from raydrd.errors import InputError
 from raydrd.spine.storage import Folder
 
 
 def evaluate_model(model: str, data: str, split: str, *, store: str | None, ray: str) -> dict[str, Any]:
-    """Metrics of a bi-encoder with exact search, each with a bootstrap interval.
+    """Metrics of a bi-encoder with exact search, each with a bootstrap interval; its vectors cut as its own settings say. Of a
+    late-interaction model's folder (PyLate's, ColBERT's, a hybrid's) those of exact MaxSim.
 
     Raises:
         InputError: the model or the collection is wrong.
     """
     from raydrd.data.guess import guess
     from raydrd.data.spec import Data
-    from raydrd.flow.lab import located_data
-    from raydrd.flow.retrieve import vectors
-    from raydrd.models.layout import read_layout
+    from raydrd.flow.lab import adopted, located_data
+    from raydrd.flow.retrieve import token_vectors, vectors
+    from raydrd.models.layout import read_layout, truncation
     from raydrd.session import DEFAULT_STORE
     from raydrd.setting import Evaluation
     from raydrd.spine.cluster import Cluster
     from raydrd.spine.precision import resolve
     from raydrd.spine.store import Store
-    from raydrd.stages.adopt import Student, adopt, located
+    from raydrd.stages.adopt import Student, located
+    from raydrd.stages.cutting import cut_vectors
     from raydrd.stages.evaluate import evaluate
     from raydrd.stages.load import load, report_load, table
     from raydrd.stages.search import search
     from raydrd.stages.shards import parts_of
+    from raydrd.stages.tokensearch import search_tokens
     from raydrd.statistics import bootstrap_interval
 
     found = Data(source="pydocs") if data == "pydocs" else guess(data)
@@ -46,11 +51,20 @@ def evaluate_model(model: str, data: str, split: str, *, store: str | None, ray:
         report_load(collection)
         if not table(collection, "queries/test").rows:
             raise InputError(f"{data}: split {split!r} has no judged queries")
-        encoder = keep.run(adopt, "model", source=source, layout=read_layout(source.where), layers=None)
+        student = Student(model=model, kind=_kind(source.where))
+        encoder = adopted(keep, student, source, "model", layers=None)
         precision = resolve("auto", gpu=cluster.has_gpu)
-        passages = vectors(keep, encoder, collection, "corpus", precision, "model")
-        queries = vectors(keep, encoder, collection, "queries/test", precision, "model")
-        run = keep.run(search, "search", queries=queries, passages=passages, k=settings.depth)
+        own, stage = (token_vectors, search_tokens) if student.tokens else (vectors, search)
+        passages = own(keep, encoder, collection, "corpus", precision, "model")
+        queries = own(keep, encoder, collection, "queries/test", precision, "model")
+        dim = None if student.tokens else truncation(source.where)
+        if dim is not None and dim < int(encoder.metrics["width"]):
+            unit = read_layout(source.where).normalize
+            passages, queries = (
+                keep.run(cut_vectors, f"cut {what}", vectors=one, dim=dim, normalize=unit)
+                for what, one in (("passages", passages), ("queries", queries))
+            )
+        run = keep.run(stage, "search", queries=queries, passages=passages, k=settings.depth)
         judged = keep.run(evaluate, run=run, data=collection, name="queries/test", metrics=list(settings.metrics))
     finally:
         cluster.stop()
@@ -69,16 +83,26 @@ def evaluate_model(model: str, data: str, split: str, *, store: str | None, ray:
     }
 
 
+def _kind(path: Path) -> Literal["single_vector", "late_interaction", "hybrid"]:
+    """What kind of student a model's folder holds."""
+    from raydrd.models.latelayout import family
+
+    found = family(path)
+    return "hybrid" if found == "hybrid" else "late_interaction" if found in ("pylate", "colbert") else "single_vector"
+
+
 def _other_splits(data: Any, split: str) -> dict[str, Any]:
     """The same judgements cannot be two splits at once: whichever had this name gives it up."""
     return {name: None for name in ("train_split", "dev_split") if getattr(data, name) == split}
 
 
-def search_run(run: str, query: str, *, k: int) -> list[dict[str, Any]]:
+def search_run(run: str, query: str, *, k: int, by: By | None = None) -> list[dict[str, Any]]:
     """The k best passages of a run's index for a query.
 
+    by: of a hybrid, tokens (as it was measured) or pooled.
+
     Raises:
-        InputError: no such run, or an empty query.
+        InputError: no such run, an empty query, or vectors that the student does not have.
     """
     folder = Folder.of(run)
     if not (folder / "index").exists("meta.json"):
@@ -91,10 +115,17 @@ def search_run(run: str, query: str, *, k: int) -> list[dict[str, Any]]:
     from raydrd.models.batching import SpecialTokens
     from raydrd.models.encoders import load_tower
     from raydrd.models.layout import read_layout
-    from raydrd.stages.indexfile import ids_at, opened
+    from raydrd.stages.cutting import cut
+    from raydrd.stages.indexfile import opened
 
     meta = (folder / "index").read_json("meta.json")
-    stamp = f"{meta['model']} {meta['data']} {meta['factory']}"  # the folder is written again by every run of its name
+    # The folder is written again by every run of its name.
+    stamp = f"{meta['model']} {meta['data']} {meta['factory']} {meta['width']}"
+    if meta.get("kind", "single_vector") != "single_vector":
+        stamp += f" {meta['type']} {meta['candidates']}"
+        return _told(folder, meta, *ask_late(folder, meta, stamp, query, k=k, by=by))
+    if by is not None:
+        raise InputError(f"--by {by}: {run} holds a student with one vector a text; leave it out")
     path = (folder / "model").local_folder(stamp)
     layout = read_layout(path)
     tokenizer = AutoTokenizer.from_pretrained(path / layout.query_folder, local_files_only=True, trust_remote_code=False)
@@ -105,14 +136,18 @@ def search_run(run: str, query: str, *, k: int) -> list[dict[str, Any]]:
     with torch.inference_mode():
         vector = load_tower(path, layout, "query")(inputs["input_ids"], inputs["attention_mask"]).numpy()
     index = opened((folder / "index").local("index.faiss", stamp))
-    scores, rows = index.search(vector, k)
+    scores, rows = index.search(cut(vector, int(meta["width"]), normalize=layout.normalize), k)
     keep = rows[0] >= 0
-    found = rows[0][keep]
-    doc_ids = ids_at(folder / "index", found)
-    texts = _texts(meta, found)
+    return _told(folder, meta, rows[0][keep], scores[0][keep])
+
+
+def _told(folder: Folder, meta: dict[str, Any], rows: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+    from raydrd.stages.indexfile import ids_at
+
+    doc_ids, texts = ids_at(folder / "index", rows), _texts(meta, rows)
     return [
         {"rank": n, "score": float(s), "doc_id": doc_id, "text": texts.get(int(r))}
-        for n, (r, s, doc_id) in enumerate(zip(found, scores[0][keep], doc_ids, strict=True), 1)
+        for n, (r, s, doc_id) in enumerate(zip(rows, scores, doc_ids, strict=True), 1)
     ]
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 from raydrd.config import Frozen
 from raydrd.methods.dark import Dark
+from raydrd.methods.nested import Nested
 from raydrd.methods.objectives import Distil, Losses
+from raydrd.methods.tokenwise import Both
 from raydrd.spine.store import Artifact
 from raydrd.training.plan import TrainConfig
 
@@ -25,13 +27,16 @@ def artifacts_in(value: Any) -> list[Artifact]:
 
 def depth_of(inputs: dict[str, Any]) -> int | None:
     """Passages a query: what a search asks for, or what its candidates had; None where it is not in the config."""
+    if "share" in inputs:  # what goes on to an expensive teacher
+        depth = depth_of({"scored": inputs["scored"]})
+        return inputs["pairs"] or (depth and round(depth * inputs["share"]))
     for name in ("k", "depth"):
         if name in inputs:
             return int(inputs[name])
     rule = inputs.get("rule")
     if isinstance(rule, Dark):
         return rule.built * ((rule.reinforced > 0) + (rule.noisy > 0))
-    lists = [one for key in ("candidates", "scored", "members") for one in artifacts_in(inputs.get(key))]
+    lists = [one for key in ("candidates", "scored", "cheap", "members") for one in artifacts_in(inputs.get(key))]
     return lists[0].metrics["depth"] if lists else None
 
 
@@ -45,6 +50,11 @@ def outline(name: str, inputs: dict[str, Any]) -> str:
             data, splits = inputs["data"].where, inputs["data"].identity["splits"].values()
             place = f"{data.source} {data.path}" if data.path else data.source
             return f"{place}, splits {', '.join(split for split in splits if split is not None)}"
+        case "adopt_late":
+            layers, late = get("layers"), inputs["late"]
+            cut = f", cut to {layers}" if layers is not None else ""
+            kind = "hybrid" if late["pooled"] else "late interaction"
+            return f"{inputs['source'].where}{cut}, {kind}" + (f", {late['dim']} numbers a token" if late["dim"] else "")
         case "adopt" | "import_teacher":
             layers = get("layers")
             cut = f", {'layers' if isinstance(layers, list) else 'cut to'} {layers}" if layers is not None else ""
@@ -58,8 +68,21 @@ def outline(name: str, inputs: dict[str, Any]) -> str:
             return f"{inputs['count']:,} from passages, up to {inputs['sentences']} a passage"
         case "tokenize":
             return f"for {inputs['tokenizer'].identity}"
-        case "search" | "bm25_search":
+        case "search" | "search_tokens" | "bm25_search" | "search_index":
             return f"the best {depth:,} a query"
+        case "near_tokens":
+            return f"up to {depth:,} a query by their tokens"
+        case "rescore_tokens":
+            return f"the best {depth:,} of them by MaxSim"
+        case "pack_tokens":
+            return "a centroid and two bits a number"
+        case "measure_late":
+            return "against exact MaxSim, on one thread"
+        case "cut_vectors":
+            return f"to {inputs['dim']} dimensions"
+        case "measure_sizes":
+            dims = ", ".join(map(str, inputs["dims"])) if inputs["dims"] else "whole and halved"
+            return f"{dims} dimensions as float32, int8 and binary"
         case "first_candidates":
             return f"the first {depth:,} of them"
         case "join_candidates":
@@ -67,6 +90,10 @@ def outline(name: str, inputs: dict[str, Any]) -> str:
         case "score_pairs" | "score_vectors":
             length = f", {inputs['max_length']} tokens a pair" if get("max_length") else ""
             return each + length
+        case "score_lists":
+            return f"{each}, in windows of {inputs['window']}, each {inputs['stride']} nearer to the front"
+        case "choose":
+            return f"{each}, by {inputs['by']}"
         case "assemble":
             joined = [what for what in ("pairs", "dark", "filter") if get(what) is not None]
             return _fields(inputs["rule"]) + (f"; with {', '.join(joined)}" if joined else "")
@@ -103,6 +130,11 @@ def _training(config: TrainConfig) -> str:
 
 
 def _terms(objective: Any) -> str:
+    if isinstance(objective, Both):
+        distil = f", and tokens to pooled ({objective.distil:g})" if objective.distil else ""
+        return f"{_terms(objective.objective)}, of pooled vectors and of tokens{distil}"
+    if isinstance(objective, Nested):
+        return f"{_terms(objective.objective)}, each at {', '.join(map(str, objective.dims))} dimensions"
     if not isinstance(objective, Losses):
         return str(objective.kind)
     named = []

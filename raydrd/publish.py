@@ -21,22 +21,27 @@ from raydrd.errors import InputError
 from raydrd.examples import examples
 from raydrd.flow.judge import judge
 from raydrd.flow.lab import Lab
-from raydrd.flow.retrieve import bm25, retrieve, tokens, vectors
+from raydrd.flow.retrieve import bm25, retrieve, token_vectors, tokens, vectors
+from raydrd.flow.serve import as_shipped, served_form, served_index, served_vectors, served_words
+from raydrd.flow.servelate import about_late, about_model, late_recall, lay_out_tokens, pooled_run, served_tokens
 from raydrd.flow.teach import teacher_run
 from raydrd.flow.teachers import Teacher
+from raydrd.models.layout import CARD, truncated
 from raydrd.recipes import RECIPES
 from raydrd.report import forecast
 from raydrd.report.page import write_page
+from raydrd.sizes import sizes_told
 from raydrd.slices import traits
 from raydrd.spine.provenance import provenance
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact
-from raydrd.stages.adopt import layout_of, model_folder
-from raydrd.stages.index import build_index
+from raydrd.stages.adopt import late_of, layout_of, model_folder
 from raydrd.stages.load import table
 from raydrd.stages.recall import about_index, measure_index
 from raydrd.stages.shards import parts_of
 from raydrd.stages.ship import verify_export
+from raydrd.stages.shiplate import verify_late_export
+from raydrd.stages.sizes import measure_sizes
 from raydrd.statistics import bootstrap_interval, compare
 
 LABELS = {"bm25": "bm25", "student_before": "before", "teacher": "teacher", "student": "after"}
@@ -50,26 +55,31 @@ class Measured:
     tables: dict[str, Artifact]
     index: Artifact
     recall: Artifact | None  # of an index that is not exact
+    sizes: Artifact | None  # what other forms of the same vectors would give
     verified: Artifact
     how: str
 
 
 def measured(lab: Lab, student: Artifact) -> Measured:
-    """All systems on the test queries; the index to ship; the exported student checked."""
+    """All systems on the test queries, the student as it ships; the index to ship; the exported student checked."""
     depth = lab.cfg.evaluation.depth
     passages = vectors(lab.store, student, lab.data, "corpus", lab.precision, "after")
-    after = retrieve(lab, student, lab.data, "queries/test", k=depth, label="after")
+    after = as_shipped(lab, student, lab.data, "queries/test", k=depth, label="after")
     before = retrieve(lab, lab.start, lab.data, "queries/test", k=depth, label="before")
     ceiling = teacher_run(lab, before)
     runs = {"bm25": bm25(lab, lab.data, "queries/test", k=depth), "student_before": before}
     runs |= {"teacher": ceiling[0]} if ceiling else {}
     runs |= {"student": after}
     tables = {name: judge(lab, run, lab.data, "queries/test", LABELS[name]) for name, run in runs.items()}
-    index = lab.store.run(build_index, "build index", vectors=passages, data=lab.data, factory=lab.cfg.index)
+    if lab.cfg.student.tokens:
+        return _measured_late(lab, student, runs, tables, ceiling[1] if ceiling else "")
+    index = served_index(lab, student, lab.data, "after", "build index")
     recall = None
     if lab.cfg.index != "Flat":
-        asked = vectors(lab.store, student, lab.data, "queries/test", lab.precision, "after")
-        recall = lab.store.run(measure_index, "recall of index", index=index, queries=asked, passages=passages, run=after)
+        asked, kept = (served_vectors(lab, student, lab.data, name, "after") for name in ("queries/test", "corpus"))
+        recall = lab.store.run(measure_index, "recall of index", index=index, queries=asked, passages=kept, run=after)
+    sizes = _measured_sizes(lab, student, passages) if lab.cfg.wants_sizes else None
+    cut = {"dim": lab.cfg.vectors.dim} if lab.cfg.vectors.dim is not None else {}
     verified = lab.store.run(
         verify_export,
         "verify export",
@@ -77,8 +87,45 @@ def measured(lab: Lab, student: Artifact) -> Measured:
         data=lab.data,
         query_tokens=tokens(lab.store, student, lab.data, "queries/test"),
         passage_tokens=tokens(lab.store, student, lab.data, "corpus"),
+        **cut,
     )
-    return Measured(runs, tables, index, recall, verified, ceiling[1] if ceiling else "")
+    return Measured(runs, tables, index, recall, sizes, verified, ceiling[1] if ceiling else "")
+
+
+def _measured_late(lab: Lab, student: Artifact, runs: dict[str, Artifact], tables: dict[str, Artifact], how: str) -> Measured:
+    """As `measured`, of a student with token vectors; a hybrid's pooled vectors are measured beside them."""
+    depth, late = lab.cfg.evaluation.depth, late_of(student)
+    if late is not None and late.pooled:
+        found = pooled_run(lab, student, lab.data, "queries/test", k=depth, label="after")
+        means = judge(lab, found, lab.data, "queries/test", "after, pooled").metrics["means"]
+        lab.fact("the hybrid's pooled vectors alone", **{name: round(float(value), 4) for name, value in means.items()})
+    verified = lab.store.run(
+        verify_late_export,
+        "verify export",
+        model=student,
+        data=lab.data,
+        query_tokens=tokens(lab.store, student, lab.data, "queries/test"),
+        passage_tokens=tokens(lab.store, student, lab.data, "corpus"),
+    )
+    recall = late_recall(lab, student, runs["student"], k=depth)
+    return Measured(runs, tables, served_tokens(lab, student, lab.data, "after"), recall, None, verified, how)
+
+
+def _measured_sizes(lab: Lab, student: Artifact, passages: Artifact) -> Artifact:
+    cfg = lab.cfg
+    return lab.store.run(
+        measure_sizes,
+        "sizes",
+        passages=passages,
+        queries=vectors(lab.store, student, lab.data, "queries/test", lab.precision, "after"),
+        data=lab.data,
+        name="queries/test",
+        dims=list(cfg.student.dims) if cfg.student.dims else None,
+        also=None if cfg.vectors.dim in (cfg.student.dims or ()) else cfg.vectors.dim,
+        normalize=layout_of(student).normalize,
+        metrics=list(cfg.evaluation.metrics),
+        k=cfg.evaluation.depth,
+    )
 
 
 def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[str, Any]:
@@ -103,7 +150,7 @@ def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[s
         "curve": _curve(lab),
         "preflight": lab.preflights,
         "facts": lab.facts,
-        "index": about_index(found.index, found.recall),
+        "index": _about_index(lab, student, found),
         "examples": examples(lab.data, values["student_before"], values["student"], before=before, after=after),
         "provenance": {
             **provenance(),
@@ -119,13 +166,22 @@ def publish(lab: Lab, student: Artifact, *, out: Folder, began: float) -> dict[s
         "artifacts": {
             "data": f"load/{lab.data.id}",
             "student": f"{student.stage}/{student.id}",
-            "index": f"build_index/{found.index.id}",
-            "run": f"search/{after.id}",
+            "index": f"{found.index.stage}/{found.index.id}",
+            "run": f"{after.stage}/{after.id}",
         },
     }
+    if found.sizes is not None:
+        report["sizes"] = sizes_told(found.sizes, cfg)
     report |= _forecast(lab, report)
     _lay_out(lab, student, found.index, after, values, report, out)
     return report
+
+
+def _about_index(lab: Lab, student: Artifact, found: Measured) -> dict[str, Any]:
+    if lab.cfg.student.tokens:
+        assert found.recall is not None
+        return about_late(lab, student, found.recall)
+    return about_index(found.index, found.recall, served_form(lab, student))
 
 
 def _table(artifact: Artifact) -> pa.Table:
@@ -163,7 +219,7 @@ def _systems(lab: Lab, values: dict[str, pa.Table], student: Artifact, how: str)
         "bm25": "bm25s, Lucene's formula, k1 1.2, b 0.75, English stems",
         "student_before": _about(lab.start),
         "teacher": how,
-        "student": _about(student),
+        "student": _about(student) + served_words(lab, student),
     }
     found: dict[str, Any] = {}
     for name, table_ in values.items():
@@ -185,6 +241,8 @@ def _systems(lab: Lab, values: dict[str, pa.Table], student: Artifact, how: str)
 
 def _about(model: Artifact) -> str:
     metrics = model.metrics
+    if late_of(model) is not None:
+        return about_model(model)
     layout = layout_of(model)
     return f"{metrics['layers']} layers, {metrics['width']} dimensions, {layout.pooling} pooling, {layout.similarity}"
 
@@ -193,7 +251,8 @@ def _speed(lab: Lab, model: Artifact) -> float | None:
     """Passages a second of one worker when this model embedded the corpus (measured when it was made)."""
     if "width" not in model.metrics:
         return None  # a cross-encoder encodes no passages: its pairs a second stand in the stages
-    made = vectors(lab.store, model, lab.data, "corpus", lab.precision, "")  # exists by now
+    own = vectors if late_of(model) is None else token_vectors
+    made = own(lab.store, model, lab.data, "corpus", lab.precision, "")  # exists by now
     found = made.metrics.get("per_second")
     return float(found) if found else None
 
@@ -269,12 +328,18 @@ def _lay_out(
             raise InputError(f"--out {out}: its folder {name}/ is none of ours and would be lost; name another folder")
         (out / name).delete()
     _copy(model_folder(student), out / "model")
-    _copy(index.folder / "index", out / "index")
+    if lab.cfg.student.tokens:
+        lay_out_tokens(lab, student, out / "index")
+    else:
+        _copy(index.folder / "index", out / "index")
+    if lab.cfg.vectors.dim is not None:
+        (out / "model").write_bytes(CARD, truncated((out / "model").read_bytes(CARD), lab.cfg.vectors.dim))
     (out / "model").write_bytes("README.md", model_card(report, layout_of(student)).encode())
     about = {
+        "kind": lab.cfg.student.kind,
         "metric": "inner product",
-        "similarity": layout_of(student).similarity,
-        "width": student.metrics["width"],
+        "similarity": "maxsim" if lab.cfg.student.tokens else layout_of(student).similarity,
+        "width": lab.cfg.vectors.dim or student.metrics["width"],
         **report["index"],
         "passages": lab.data.metrics["passages"],
         "model": f"{student.stage}/{student.id}",

@@ -38,11 +38,13 @@ def read_config(path: str, assignments: list[str]) -> Any:
 
 
 def _name(cfg: Any, path: str) -> str:
-    """`quickstart` from the config's file, `scifact-cldrd` where one config serves many collections."""
+    """`quickstart` from the config's file, `scifact-cldrd` where one config serves many collections; `scifact-cldrd-late` of a
+    student with token vectors."""
+    kind = {"late_interaction": "-late", "hybrid": "-hybrid"}.get(cfg.student.kind, "")
     if not cfg.data.path:
-        return Path(path).stem
+        return Path(path).stem + kind
     folder = cfg.data.path.partition("?")[0].rstrip("/").rpartition("/")[2]
-    return f"{folder or 'data'}-{Path(path).stem}"
+    return f"{folder or 'data'}-{Path(path).stem}{kind}"
 
 
 def lasting(option: str, path: str) -> Folder:

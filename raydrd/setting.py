@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from raydrd.config import Frozen, Resources
 from raydrd.data.spec import Data
 from raydrd.errors import InputError
+from raydrd.latesetting import LateInteraction
+from raydrd.methods.escalation import By
 from raydrd.methods.lists import TopAndSampled
-from raydrd.models.prompts import Prompt, prompt_of
+from raydrd.models.prompts import PROMPTS, ListPrompt, Prompt, named_or_read, prompt_kind, prompt_of
 from raydrd.stages.adopt import Model, Student
+from raydrd.stages.indexfile import FACTORIES, NumberType
 from raydrd.training.plan import TrainConfig
 
 
@@ -65,20 +68,69 @@ class CrossEncoderTeacher(Frozen):
     scale: Scale = Field(1.0, description=_SCALE)
 
 
+_LISTED = 32  # tokens a passage, at least, of a prompt with a whole window in it
+
+
 class PromptedTeacher(Frozen):
-    """A language model, seq2seq or causal, by the logits of two answers: monoT5, duoT5, or an instruction-tuned one."""
+    """A language model, seq2seq or causal: by the logits of two answers (monoT5, duoT5, or an instruction-tuned one), or by
+    the order that it writes of the passages of a window, which slides from the back of a list to its front (RankGPT).
+
+    An order is no score: a list's passages get grades that fall from the first to the last, N - 1 to 0.
+    """
 
     kind: Literal["prompted"] = "prompted"
     model: str
     revision: str | None = None
-    prompt: str | Prompt = Field(description="monot5, duot5, yes_no, a_or_b, .._chat, or template, positive, negative")
+    prompt: Annotated[
+        Annotated[str, Tag("str")] | Annotated[Prompt, Tag("Prompt")] | Annotated[ListPrompt, Tag("ListPrompt")],
+        Discriminator(prompt_kind),
+    ] = Field(
+        description="monot5, duot5, yes_no, a_or_b, .._chat, rank, a .yaml file, or template, positive, negative",
+    )
     max_length: int = Field(512, ge=8, description="tokens of a whole prompt; a text is never more than 512 of them")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what runs it; vllm: on GPUs, by ray.data.llm, if raydrd[llm] is installed"
+    )
+    window: int = Field(20, ge=2, description="listwise: passages that are put in order at once")
+    stride: int = Field(10, ge=1, description="listwise: passages that the next window begins nearer to the front")
     scale: Scale = Field(1.0, description=_SCALE)
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _from_file(cls, value: Any) -> Any:
+        return named_or_read(value)
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if not self.prompt_is("listwise"):
+            return self
+        if self.stride > self.window:
+            raise ValueError(f"stride: {self.stride} steps over passages of a window of {self.window}; write that or less")
+        if self.max_length < _LISTED * self.window:
+            raise ValueError(
+                f"max_length: {self.max_length} tokens are too few for {self.window} passages; write at least "
+                f"{_LISTED * self.window}, better {200 * self.window}, or a smaller window"
+            )
+        if self.scale != 1.0:
+            raise ValueError("scale: an order has no scale; remove it")
+        if self.engine != "transformers":
+            raise ValueError("engine: vllm scores pairs, and this prompt asks for an order; write engine: transformers")
+        return self
 
     @property
     def pairwise(self) -> bool:
         """Whether the prompt compares two passages."""
         return prompt_of(self.prompt).pairwise
+
+    @property
+    def listwise(self) -> bool:
+        """Whether the prompt asks for an order."""
+        return prompt_of(self.prompt).listwise
+
+    def prompt_is(self, kind: Literal["pairwise", "listwise"]) -> bool:
+        """Whether it surely is; of a name that nobody knows nothing is sure yet."""
+        known = not isinstance(self.prompt, str) or self.prompt in PROMPTS
+        return known and bool(getattr(self, kind))
 
 
 class ReadyScores(Frozen):
@@ -109,8 +161,52 @@ class Ensemble(Frozen):
         return " + ".join(member.model for member in self.members)
 
 
+class Escalation(Frozen):
+    """A cheap teacher scores everything; what is in doubt goes on to an expensive one, within a budget.
+
+    The result is one score a candidate on the cheap teacher's scale: see `raydrd.methods.escalation`.
+    """
+
+    kind: Literal["escalate"] = "escalate"
+    cheap: Member
+    expensive: Member
+    by: By = Field(
+        "top",
+        description="what goes on: top, the cheap one's first; margin, neighbours in its order with little between them; "
+        "disagreement, where it and the student differ",
+    )
+    share: float | None = Field(None, ge=0, le=1, description="of all candidates, so many go on; none: 0.3, or `pairs`")
+    pairs: int | None = Field(None, ge=1, description="in place of a share: passages of each query that go on")
+    scale: Scale = Field(1.0, description=_SCALE)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if self.share is not None and self.pairs is not None:
+            raise ValueError("share and pairs are two budgets; write one of them")
+        if self.cheap == self.expensive:
+            raise ValueError("cheap and expensive are the same teacher; name another one, or write it alone")
+        for name in ("cheap", "expensive"):
+            one = getattr(self, name)
+            if isinstance(one, PromptedTeacher) and one.prompt_is("listwise"):
+                raise ValueError(f"{name}: an order of a whole list is no score of a pair; write a pointwise prompt")
+        return self
+
+    @property
+    def spend(self) -> dict[str, Any]:
+        """The budget: share and pairs, one of them None."""
+        return {"share": 0.3 if self.share is None and self.pairs is None else self.share, "pairs": self.pairs}
+
+    @property
+    def members(self) -> tuple[Any, ...]:
+        return (self.cheap, self.expensive)
+
+    @property
+    def model(self) -> str:
+        return f"{self.cheap.model} > {self.expensive.model}"
+
+
 AnyTeacher = Annotated[
-    BiEncoderTeacher | CrossEncoderTeacher | PromptedTeacher | ReadyScores | Ensemble, Field(discriminator="kind")
+    BiEncoderTeacher | CrossEncoderTeacher | PromptedTeacher | ReadyScores | Ensemble | Escalation, Field(discriminator="kind")
 ]
 PairTeacher = Annotated[CrossEncoderTeacher | PromptedTeacher, Field(discriminator="kind")]
 
@@ -157,6 +253,13 @@ class Candidates(Frozen):
     scored: int | None = Field(None, ge=2, description="of them, so many first ones are scored by the teacher; none: all")
 
 
+class Served(Frozen):
+    """The form in which vectors ship; the student is measured by the index that holds them so."""
+
+    dim: int | None = Field(None, ge=1, description="first numbers of a vector that are kept; none: all")
+    type: NumberType = Field("float32", description="of a number: float32, int8 (a byte) or binary (its sign, a bit)")
+
+
 class Evaluation(Frozen):
     metrics: tuple[str, ...] = ("nDCG@10", "RR@10", "R@100")
     depth: int = Field(100, ge=10, description="passages retrieved (or re-ranked by a cross-encoder) a query")
@@ -165,6 +268,7 @@ class Evaluation(Frozen):
     dev_queries: int = Field(300, ge=1)
     preflight_queries: int = Field(100, ge=2, description="dev queries that a teacher is tried on before it is paid for")
     preflight_depth: int = Field(30, ge=2, description="passages a query that it re-ranks there")
+    sizes: bool | None = Field(None, description="measure every dim and type of the vectors; none: if student.dims is set")
     samples: int = Field(10_000, ge=100, description="bootstrap and randomisation samples")
     seed: int = 0
 
@@ -186,12 +290,24 @@ class Setting(Frozen):
     keep: Literal["last", "best"] = Field("last", description="best: a stage that loses on dev is dropped")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="bf16 where the hardware is faster with it")
     index: str = Field("Flat", description="FAISS factory string of the index to ship: Flat, HNSW32, IVF256,PQ48, ...")
+    vectors: Served = Served()
+    late: LateInteraction = LateInteraction()
     resources: Resources = Resources()
 
     @field_validator("preflight", mode="before")
     @classmethod
     def _yaml_off(cls, value: Any) -> Any:
         return "off" if value is False else value  # YAML reads a bare `off` as false
+
+    @property
+    def factory(self) -> str:
+        """FAISS factory string of the index that ships."""
+        return self.index if self.vectors.type == "float32" else FACTORIES[self.vectors.type]
+
+    @property
+    def wants_sizes(self) -> bool:
+        """Whether the report has the curve of sizes."""
+        return self.student.dims is not None if self.evaluation.sizes is None else self.evaluation.sizes
 
     def teachers(self) -> tuple[Any, ...]:
         """Every teacher of this config, so that all are found before anything is paid for."""
@@ -228,9 +344,26 @@ class Setting(Frozen):
         """
 
 
+def check_sizes(cfg: Setting, width: int) -> None:
+    """Widths that only the student itself can tell to be impossible.
+
+    Raises:
+        InputError: `student.dims` does not begin with its width, or `vectors.dim` is more than that.
+    """
+    dims, dim = cfg.student.dims, cfg.vectors.dim
+    if dims is not None and dims[0] != width:
+        smaller = [str(one) for one in dims if one < width]
+        raise InputError(
+            f"student.dims: the first is {dims[0]}, and the student's vectors have {width} dimensions; "
+            f"write dims: [{', '.join([str(width), *smaller])}]"
+        )
+    if dim is not None and dim > width:
+        raise InputError(f"vectors.dim: {dim}, and the student's vectors have {width} dimensions; write that or less")
+
+
 def word_reader(teacher: Any) -> CrossEncoderTeacher | None:
-    """The cross-encoder whose attention gives word maps: the teacher, or the first one of an ensemble."""
-    members = teacher.members if isinstance(teacher, Ensemble) else (teacher,)
+    """The cross-encoder whose attention gives word maps: the teacher, or the first one of several."""
+    members = getattr(teacher, "members", (teacher,))
     return next((one for one in members if isinstance(one, CrossEncoderTeacher)), None)
 
 

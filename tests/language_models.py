@@ -32,7 +32,7 @@ TEXTS = {
     "a": "a reef keeps the tide out",
     "b": "old wave and salt",
 }
-LINES = [*TEXTS.values(), *(p.template.format(**TEXTS) for p in PROMPTS.values())] * 3
+LINES = [*TEXTS.values(), *(p.template.format(**TEXTS) for p in PROMPTS.values() if not p.listwise)] * 3
 ANSWERS = ["Relevant: true", "Relevant: false", "Answer: Yes", "Answer: No", "Answer: A", "Answer: B", "Yes", "No"] * 3
 CHAT = (
     "{% for m in messages %}<u>{{ m.role }}\n{{ m.content | trim }}</u>\n{% endfor %}"

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from raydrd.errors import InputError
 from raydrd.models.answers import AnswerModel, pairwise_log_p, pointwise_scores, symmetrized
-from raydrd.models.prompts import A_OR_B, DUOT5, YES_NO, Ids, Pieces, Prompt, assemble
+from raydrd.models.prompts import A_OR_B, DUOT5, PROMPTS, YES_NO, Ids, Pieces, Prompt, assemble
 from tests.language_models import TEXTS, language_model, texts_of
 
 # -- models -------------------------------------------------------------------------------------------
@@ -71,6 +71,44 @@ def test_two_rows_in_padded_batches_equal_full_logits_one_by_one(folders: dict[s
     small = _load(folders[kind], PROMPT_OF.get(kind, YES_NO), tokens_per_batch=64)  # mostly one by one
     np.testing.assert_allclose(small.logits(prompts), found, atol=2e-4, rtol=2e-4)
     assert model.logits([]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "flan"])
+def test_a_beginning_that_prompts_share_is_read_once(
+    folders: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values of instruction and query are kept for all passages of the query: the same scores, fewer tokens."""
+    asked = PROMPTS["yes_no_query_first"]
+    model = _load(folders[kind], asked, tokens_per_batch=400)
+    tokenizer = AutoTokenizer.from_pretrained(folders[kind])
+    prompts, alike = [], []
+    for number, query in enumerate(["what is a reef", "old wave and salt", "the tide"]):
+        for length in (9, 2, 5, 14, 7)[: 5 if number < 2 else 1]:  # a query with one passage has nobody to share with
+            texts = texts_of(tokenizer, {"query": query, "passage": " ".join([TEXTS["passage"], TEXTS["b"]] * 3)})
+            prompts.append(assemble(model.pieces, {**texts, "passage": texts["passage"][:length]}, max_length=250))
+            alike.append(number)
+    order = np.random.default_rng(0).permutation(len(prompts))
+    prompts, alike_ = [prompts[i] for i in order], np.array(alike)[order]
+    plain = model.logits(prompts)
+    read: list[int] = []
+    forward = type(model.model).forward
+
+    def counting(self: Any, input_ids: Any = None, **more: Any) -> Any:
+        read.append(input_ids.numel())
+        return forward(self, input_ids=input_ids, **more)
+
+    monkeypatch.setattr(type(model.model), "forward", counting)
+    found = model.logits(prompts, alike=alike_)
+    np.testing.assert_allclose(found, plain, atol=1e-4)
+    assert np.ptp(plain[:, 0] - plain[:, 1]) > 0.01
+    if model.seq2seq:  # an encoder looks both ways: nothing can be kept
+        assert sum(read) >= sum(map(len, prompts))
+    else:
+        assert sum(read) < 0.75 * sum(map(len, prompts))
+    few = _load(folders[kind], asked, tokens_per_batch=10_000)  # a batch that one query would not fill
+    read.clear()
+    np.testing.assert_allclose(few.logits(prompts, alike=alike_), plain, atol=1e-4)
+    assert len(read) == 1
 
 
 def test_an_output_layer_of_its_own_is_the_one_in_the_file(folders: dict[str, Path]) -> None:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from raydrd.benchmark.arithmetic import Cost, Rounds, alternate, counting, peak
+from raydrd.benchmark.arithmetic import Cost, counting, peak
 from raydrd.benchmark.inputs import Texts, pair_rows
 from raydrd.benchmark.main import main
 from raydrd.benchmark.pool import ACTORS, PLAIN, START, on_ray, shards_of
 from raydrd.benchmark.sides import closeness
 from raydrd.models.encoders import load_tower
 from raydrd.models.layout import read_layout
+from raydrd.rounds import Rounds, alternate
 from raydrd.spine.storage import Folder
 
 

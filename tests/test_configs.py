@@ -42,7 +42,9 @@ def test_config_is_valid_and_names_its_run(name: str) -> None:
     cfg = read_config(str(HOME / name), own_path(name))
     assert cfg.recipe == values["recipe"]
     folder = (cfg.data.path or "").rpartition("/")[2]
-    assert cfg.name == values.get("name", f"{folder}-{Path(name).stem}" if folder else Path(name).stem)
+    own = f"{folder}-{Path(name).stem}" if folder else Path(name).stem
+    kind = {"single_vector": "", "late_interaction": "-late", "hybrid": "-hybrid"}[cfg.student.kind]
+    assert cfg.name == values.get("name", own + kind)
     assert own_path(name) == [] or cfg.data.path == "anywhere"
 
 

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {  # a job, the verb it is, and wha
     "score.py": ("run", ["--until", "score"]),
     "train.py": ("run", ["--until", "train"]),
     "ablate.py": ("ablate", []),
+    "sweep.py": ("sweep", []),
     "evaluate.py": ("evaluate", []),
 }
 

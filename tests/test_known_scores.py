@@ -20,7 +20,8 @@ from raydrd.spine.store import Artifact, Store
 from raydrd.spine.tables import CANDIDATES, PAIRS
 from raydrd.stages import known, score
 from raydrd.stages.known import PLACES, Asked, places_of
-from raydrd.stages.score import CrossEncoderScorer, score_pairs
+from raydrd.stages.score import score_pairs
+from raydrd.stages.scorers import CrossEncoderScorer
 from tests.recipes import rows
 from tests.stage_inputs import open_data, put
 from tests.stage_pools import QUERIES, duel, opened, pool

@@ -34,7 +34,7 @@ def planned(config: str, store: Path, *changes: str, price: float | None = None)
 @pytest.fixture(scope="module")
 def toy_plan(toy_run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The toy run planned on an empty store, by a teacher that takes 2 ms a pair; with `cfg` and `store` beside it."""
-    from raydrd.stages.score import CrossEncoderScorer
+    from raydrd.stages.scorers import CrossEncoderScorer
 
     def slow(self: Any, query_rows: Any, *doc_rows: Any) -> Any:
         time.sleep(PAIR_SECONDS * len(query_rows))

@@ -56,9 +56,10 @@ def test_ready_made_prompts_by_name() -> None:
     assert prompt_of("duot5") is DUOT5
     assert prompt_of(MONOT5) is MONOT5
     assert {name for name, prompt in PROMPTS.items() if prompt.pairwise} == {"duot5", "a_or_b", "a_or_b_chat"}
-    assert {name for name, prompt in PROMPTS.items() if prompt.chat} == {"yes_no_chat", "a_or_b_chat"}
-    for prompt in PROMPTS.values():  # they pass their own checks
-        assert validate(Prompt, prompt.model_dump(), "here") == prompt
+    assert {name for name, prompt in PROMPTS.items() if prompt.listwise} == {"rank", "rank_chat"}
+    assert {name for name, prompt in PROMPTS.items() if prompt.chat} == {"yes_no_chat", "a_or_b_chat", "rank_chat"}
+    for name, prompt in PROMPTS.items():  # they pass their own checks
+        assert validate(type(prompt), prompt.model_dump(), "here") == prompt and prompt.name == name
     assert MONOT5.template.format(query="q", passage="p") == "Query: q Document: p Relevant:"
     assert DUOT5.template.format(query="q", a="x", b="y") == "Query: q Document0: x Document1: y Relevant:"
     with pytest.raises(InputError, match="prompt: 'monot6' is not known; write one of monot5, duot5, yes_no"):

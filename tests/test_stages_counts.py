@@ -20,7 +20,8 @@ from raydrd.stages.assemble import COUNTS, ENTROPIES, Assembler, assemble
 from raydrd.stages.combine import Completer, with_positives
 from raydrd.stages.dark import Writer, dark_candidates, write_dark
 from raydrd.stages.duel import Duellist, PairSampler, sample_pairs, score_duels
-from raydrd.stages.score import CrossEncoderScorer, PairScorer, VectorScorer, queries_per_shard, score_pairs, score_vectors
+from raydrd.stages.score import PairScorer, VectorScorer, queries_per_shard, score_pairs, score_vectors
+from raydrd.stages.scorers import CrossEncoderScorer
 from raydrd.stages.shards import parts_of, pending
 from tests.recipes import rows
 from tests.stage_inputs import open_data, put, put_vectors, with_resources

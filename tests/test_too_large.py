@@ -113,7 +113,7 @@ def test_a_rerankers_scores_are_the_same_on_a_small_device(toy: Path, tmp_path: 
     from transformers import BertForSequenceClassification
 
     from raydrd.spine.storage import Folder
-    from raydrd.stages.score import CrossEncoderScorer
+    from raydrd.stages.scorers import CrossEncoderScorer
 
     job = make_job(tmp_path)
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from raydrd.methods.nested import Nested
 from raydrd.methods.objectives import Losses, Ordered, SameVectors
 from raydrd.training.comm import Alone
 from raydrd.training.loop import train_loop
+from tests.late_worlds import late_model
 from tests.training_jobs import CPU, METHODS, assert_same, gradients, make_job, method_job, weights
 
 
@@ -65,8 +67,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "per_device": 1,
         "tokens_per_batch": 64,
     },
+    "widths": {
+        "objective": Nested(objective=Losses(terms=(Ordered(in_batch="all"),), score_scale=20), dims=(32, 8), normalize=True)
+    },
     "vectors": {"objective": SameVectors(), "kind": "texts"},
 }
+
+
+LATE = ("pairdistill", "pairdistill, dpr", "prod, whole batch")  # of METHODS, with token vectors: lists, and pools
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +85,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("ranks")
     jobs = [make_job(home / name, **values) for name, values in VARIANTS.items()]
     once = {(name, n): method_job(home / "methods", name, per_device=n) for name in METHODS for n in (None, 1)}
+    late_model(home / "late" / "model")  # the others' jobs make a bi-encoder, this one finds a folder
+    once |= {("late " + name, n): method_job(home / "late", name, per_device=n) for name in LATE for n in (None, 1)}
     (home / "jobs.pkl").write_bytes(pickle.dumps((jobs, once)))
     torch.multiprocessing.spawn(_rank, (str(home), _free_port()), nprocs=2, join=True)
     return home
@@ -98,14 +108,14 @@ def test_two_workers_train_what_one_does(two_ranks: Path, tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("per_device", [None, 1])
-@pytest.mark.parametrize("name", METHODS)
-def test_two_workers_have_the_gradients_of_one(two_ranks: Path, name: str, per_device: int | None) -> None:
+@pytest.mark.parametrize(("student", "name"), [("", name) for name in METHODS] + [("late ", name) for name in LATE])
+def test_two_workers_have_the_gradients_of_one(two_ranks: Path, name: str, student: str, per_device: int | None) -> None:
     import pickle
 
-    alone, losses = gradients(method_job(two_ranks / "methods", name), progress=0.3)
+    alone, losses = gradients(method_job(two_ranks / ("late" if student else "methods"), name), progress=0.3)
     for rank in range(2):
-        both, found = pickle.loads((two_ranks / f"rank-{rank}.pkl").read_bytes())["slopes"][name, per_device]
-        assert_same(both, alone, 1e-5)
+        both, found = pickle.loads((two_ranks / f"rank-{rank}.pkl").read_bytes())["slopes"][student + name, per_device]
+        assert_same(both, alone, 1e-4 if student else 1e-5)  # sums over a query's tokens, times 20
         assert found == pytest.approx(losses, rel=1e-4)
     assert max(g.abs().max() for g in alone.values()) > 1e-3
 

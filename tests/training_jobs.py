@@ -148,23 +148,24 @@ def gradients(
     job: Job, *, seed: int = 0, progress: float = 0.0, comm: Any = None
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Gradients and losses of the first step, by the loop's own parts; with `comm` those of all ranks together."""
-    from raydrd.models.encoders import load_biencoder
-    from raydrd.models.layout import read_layout
+    from raydrd.models.late import load_student
+    from raydrd.models.latelayout import read_student
     from raydrd.spine.parts import TokenReader
 
     path = job.start.local_folder()
-    model = load_biencoder(path).train()
+    layout, late = read_student(path)
+    model = load_student(path).train()
     if job.config.gradient_checkpointing:
         model.passage.backbone.activation_checkpointing_enable({"use_reentrant": False})
     source = job.examples.open()
     readers = {role: TokenReader(parts) for role, parts in job.examples.tokens.items()}
-    texts = Texts(path, read_layout(path), readers, job.tokens_per_batch or 4096)
+    texts = Texts(path, layout, readers, job.tokens_per_batch or 4096, 0, late)
     named, words = dict(model.named_parameters()), None
     if job.words is not None:
-        layout = read_layout(path)
         words = Words(
-            job.words, model=model, special=texts.special, layout=layout, tokens=readers, precision="fp32", device=CPU
-        )
+            job.words, model=model, special=texts.special, layout=layout, tokens=readers, precision="fp32", device=CPU,
+            reading=texts.reading,
+        )  # fmt: skip
         assert words.projection is not None
         named["projection"] = words.projection.weight
     torch.manual_seed(seed)

@@ -71,7 +71,9 @@ def take(run: Folder, *, store: str | None = None) -> Taken:
     # A warm-up on labels is a `train` stage too.
     found = [one for one in made if _margins(one) is not None]
     if not found:
-        raise InputError(f"{run}: no stage of it learnt margins; run its command again")
+        raise InputError(
+            f"{run}: no stage of it learnt margins alone; run its command again, without student.dims if that was set"
+        )
     inputs = found[-1].manifest["inputs"]
     margins, config = _margins(found[-1]), TrainConfig.model_validate(inputs["config"]["fields"])
     assert margins is not None
@@ -92,7 +94,7 @@ def take(run: Folder, *, store: str | None = None) -> Taken:
 
 def _margins(made: Artifact) -> dict[str, Any] | None:
     """The fields of a training's MarginMSE term; None where it learnt something else."""
-    terms = made.manifest["inputs"]["objective"]["fields"]["terms"]
+    terms = made.manifest["inputs"]["objective"]["fields"].get("terms", [])  # none: of several widths at once
     return next((term["fields"] for term in terms if term["component"] == "MarginMSE"), None)
 
 

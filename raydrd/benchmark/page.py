@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from raydrd.benchmark.arithmetic import Rounds
 from raydrd.benchmark.pool import ACTORS, PLAIN, START
 from raydrd.benchmark.sides import THEIRS, TOKENS, Compared
+from raydrd.rounds import Rounds
 from raydrd.spine.precision import Precision
 from raydrd.spine.provenance import provenance
 

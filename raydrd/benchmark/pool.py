@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from raydrd.benchmark.arithmetic import Rounds
 from raydrd.benchmark.inputs import Texts
 from raydrd.benchmark.sides import embedder
 from raydrd.config import Resources
+from raydrd.rounds import Rounds
 from raydrd.spine.cluster import Cluster, Shard
 from raydrd.spine.parts import part_name, ranges
 from raydrd.spine.precision import Precision

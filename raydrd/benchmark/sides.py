@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raydrd.benchmark.arithmetic import Cost, Rounds, alternate, counting
+from raydrd.benchmark.arithmetic import Cost, counting
 from raydrd.benchmark.inputs import Texts
 from raydrd.models.layout import read_layout
+from raydrd.rounds import Rounds, alternate
 from raydrd.spine.precision import Precision
 from raydrd.spine.storage import Folder
 from raydrd.stages.embed import Embedder
-from raydrd.stages.score import CrossEncoderScorer
+from raydrd.stages.scorers import CrossEncoderScorer
 
 THEIRS, TOKENS = "theirs fp32", "tokenise"
 OURS: tuple[Precision, ...] = ("fp32", "bf16")

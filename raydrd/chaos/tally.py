@@ -143,6 +143,6 @@ PATCHES: dict[str, Callable[[Any], None]] = {
     "raydrd.spine.store": _store,
     "raydrd.spine.cluster": _cluster,
     "raydrd.stages.train": _train,
-    "raydrd.stages.score": _score,
+    "raydrd.stages.scorers": _score,
     "raydrd.stages.embed": _embed,
 }

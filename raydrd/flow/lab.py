@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from raydrd.data.collect import digest
 from raydrd.data.spec import Data
 from raydrd.errors import InputError
 from raydrd.flow.teachers import Teacher, found_sources, open_teacher
-from raydrd.models.layout import read_layout
-from raydrd.setting import BiEncoderTeacher, Ensemble, PromptedTeacher, ReadyScores, Setting
+from raydrd.latesetting import check_late
+from raydrd.models.adapters import check_peft
+from raydrd.models.layout import Layout, read_layout
+from raydrd.setting import BiEncoderTeacher, PromptedTeacher, ReadyScores, Setting, check_sizes
 from raydrd.spine.precision import Precision, resolve
+from raydrd.spine.progress import say
 from raydrd.spine.store import Artifact, Located, Store
-from raydrd.stages.adopt import adopt, located, wanted_layout
+from raydrd.stages.adopt import Student, adopt, late_of, located, wanted_layout
+from raydrd.stages.adoptlate import adopt_late, late_layout, late_settings
 from raydrd.stages.indexfile import check_index
 from raydrd.stages.load import load, make_queries, report_load, sample_dev, sample_queries, table
+from raydrd.stages.shiplate import require_library
+
+MOST_SCALE = 5.0  # of MaxSim scores, beyond which a softmax over them is all but a maximum
 
 
 @dataclass
@@ -37,8 +45,9 @@ class Lab:
     preflights: list[dict[str, Any]] = field(default_factory=list)
     scales: dict[Any, float] = field(default_factory=dict)
     deeper: dict[str, Artifact] = field(default_factory=dict)  # scored candidates' id -> all that was found
-    blended: dict[str, list[Artifact]] = field(default_factory=dict)  # an ensemble's scores' id -> its members' scores
+    blended: dict[str, list[Artifact]] = field(default_factory=dict)  # id of several teachers' scores -> what joined them
     student: Artifact | None = None  # as it is now: after the last stage that was kept
+    on_segment: Callable[[dict[str, Any]], None] | None = None  # told of each look at dev: see `flow.learn.learn`
     dry: bool = False  # a plan: stages are named, none is run, and there are no numbers to read
 
     @property
@@ -74,14 +83,28 @@ def check_setting(cfg: Setting) -> None:
         raise InputError("data.scores: only teacher.kind: scores reads them; set it, or remove data.scores")
     if cfg.recover is not None and cfg.student.layers is None:
         raise InputError("recover: only a student cut by student.layers has anything to recover; set it, or recover=null")
+    if cfg.vectors.type != "float32" and cfg.index != "Flat":
+        raise InputError(
+            f"vectors.type: {cfg.vectors.type} is an index of its own; write index: Flat, or with index: {cfg.index} "
+            "type: float32"
+        )
     if cfg.data.run and cfg.queries.count:
         raise InputError("queries.count: queries made from the corpus have no candidates in data.run; set queries.count=0")
     for one in kinds:
         if isinstance(one, PromptedTeacher) and one.pairwise:
             raise InputError("teacher.prompt: it compares two passages; a teacher here scores one: monot5 or yes_no")
+    if cfg.resources.ray == "off" and any(getattr(one, "engine", "") == "vllm" for one in (*kinds, *cfg.pair_teachers())):
+        raise InputError("resources.ray: off, but teacher.engine: vllm runs on Ray; write ray: auto, or engine: transformers")
+    for one in cfg.teachers():
+        if isinstance(one, PromptedTeacher) and one.listwise and cfg.reads_scores():
+            raise InputError(
+                f"teacher.prompt: it gives an order, and recipe {cfg.recipe} learns scores with this config; write cldrd, "
+                "mix with {kind: ordered} terms, or a prompt that scores one passage, such as yes_no"
+            )
     for one in cfg.pair_teachers():
         if isinstance(one, PromptedTeacher) and not one.pairwise:
-            raise InputError("pairwise.prompt: it scores one passage; a pairwise teacher compares two: duot5 or a_or_b")
+            does = "puts a list in order" if one.listwise else "scores one passage"
+            raise InputError(f"pairwise.prompt: it {does}; a pairwise teacher compares two: duot5 or a_or_b")
         if one in kinds:
             raise InputError(
                 "pairwise: it is the teacher itself, which scores one passage at a time; name another model, or the same one "
@@ -90,11 +113,12 @@ def check_setting(cfg: Setting) -> None:
         if one.scale != 1.0:
             raise InputError("pairwise.scale: a pairwise teacher's scores become probabilities and take no scale; remove it")
     if any(member.scale != 1.0 for teacher in cfg.teachers() for member in getattr(teacher, "members", ())):
-        raise InputError("teacher.members: each one's scores are standardised and take no scale; scale the ensemble's own")
+        raise InputError("teacher: scores of several teachers are put on one scale first; scale the whole, not its members")
     if ready and any(one.scale == "fitted" for one in kinds):
         raise InputError(
             "teacher.scale: fitted needs a teacher that can score dev queries; write a number for ready-made scores"
         )
+    check_late(cfg)
     cfg.check_parts()
 
 
@@ -114,8 +138,8 @@ def _check_sources(cfg: Setting, where: str, sources: tuple[str, ...]) -> None:
 
 
 def searcher(cfg: Setting) -> BiEncoderTeacher | None:
-    """The teacher that can search a corpus: the bi-encoder, or the first one of an ensemble."""
-    members = cfg.teacher.members if isinstance(cfg.teacher, Ensemble) else (cfg.teacher,)
+    """The teacher that can search a corpus: the bi-encoder, or the first one of several."""
+    members = getattr(cfg.teacher, "members", (cfg.teacher,))
     return next((one for one in members if isinstance(one, BiEncoderTeacher)), None)
 
 
@@ -126,6 +150,8 @@ def open_lab(cfg: Setting, store: Store) -> Lab:
         InputError: anything wrong with config, data or models; before any model has run.
     """
     check_setting(cfg)
+    if cfg.student.lora is not None:
+        check_peft()
     precision = resolve(cfg.precision, gpu=store.cluster.has_gpu)
     student_source = located(cfg.student)
     wanted = (*cfg.teachers(), *cfg.pair_teachers())
@@ -135,12 +161,11 @@ def open_lab(cfg: Setting, store: Store) -> Lab:
     notes = list(data.metrics.get("notes", []))
     check_tables(cfg, data)
 
-    original_layout = wanted_layout(cfg.student, read_layout(student_source.where))
-    start = store.run(adopt, "student before", source=student_source, layout=original_layout, layers=plain(cfg.student.layers))
-    check_index(cfg.index, width=int(start.metrics["width"]), passages=int(data.metrics["passages"]))
+    start = adopted(store, cfg.student, student_source, "student before", layers=plain(cfg.student.layers))
+    notes += check_shipping(cfg, start, data)
     original = start
     if cfg.student.layers is not None and cfg.recover is not None:
-        original = store.run(adopt, "student uncut", source=student_source, layout=original_layout, layers=None)
+        original = adopted(store, cfg.student, student_source, "student uncut", layers=None)
     teachers = {one: open_teacher(store, one, sources) for one in wanted}
     opened = [member for teacher in teachers.values() for member in (teacher, *teacher.members)]
     cfg.check_models(start.metrics, {one.cfg: one.metrics for one in opened})
@@ -151,6 +176,84 @@ def open_lab(cfg: Setting, store: Store) -> Lab:
         cfg=cfg, store=store, precision=precision, data=data, train_data=train_data, dev_data=dev_data, start=start,
         original=original, teachers=teachers, notes=notes,
     )  # fmt: skip
+
+
+def adopted(
+    store: Store, student: Student, source: Located, label: str, *, layers: int | list[int] | None, unseen: bool = False
+) -> Artifact:
+    """The student's model as a folder of the store, by the stage of its kind. unseen: nobody has looked at the source."""
+    if student.tokens:
+        layout = late_layout(student, None if unseen else source.where)
+        late, seed = late_settings(student), student.projection_seed
+        return store.run(adopt_late, label, source=source, layout=layout, late=late, layers=layers, seed=seed)
+    layout = wanted_layout(student, Layout() if unseen else read_layout(source.where))
+    return store.run(adopt, label, source=source, layout=layout, layers=layers)
+
+
+def check_shipping(cfg: Setting, start: Artifact, data: Artifact) -> list[str]:
+    """What can be refused of the index to ship once student and collection are known; what is to be noted otherwise.
+
+    Raises:
+        InputError: widths that the student does not have, or an index that could not be built at the end.
+    """
+    width = int(start.metrics["width"])
+    if cfg.student.tokens:
+        return late_notes(cfg, start)
+    check_sizes(cfg, width)
+    dim = cfg.vectors.dim or width
+    check_index(cfg.factory, width=dim, passages=int(data.metrics["passages"]))
+    if dim in (cfg.student.dims or (width,)):
+        return []
+    return [f"vectors are cut to {dim} of {width} dimensions, a width that the student is not trained for; see student.dims"]
+
+
+def late_notes(cfg: Setting, start: Artifact) -> list[str]:
+    """What is to be noted of a student with token vectors.
+
+    Raises:
+        InputError: a token index that FAISS does not know, or no library to check the export with.
+    """
+    late = late_of(start)
+    assert late is not None
+    require_library()
+    if cfg.late.candidates == "tokens" and cfg.late.index is not None:
+        check_index(cfg.late.index, width=late.dim, passages=10**9)  # its rows are tokens; how many, embedding will tell
+    notes = []
+    scale = float(getattr(cfg, "score_scale", None) or getattr(getattr(cfg, "loss", None), "score_scale", None) or 1.0)
+    if cfg.student.kind == "late_interaction" and scale > MOST_SCALE:
+        notes.append(f"score_scale is {scale:g}, and MaxSim is a sum over a query's tokens: 1 is what ColBERT takes")
+    if start.metrics["projection"] == "drawn":
+        learns = cfg.recover is not None and cfg.student.layers is not None
+        notes.append(
+            f"the model has no projection of its tokens: one to {late.dim} numbers is drawn by seed "
+            f"{cfg.student.projection_seed}"
+            + ("; the uncut model's token vectors, under the same one, are learnt again first" if learns else "")
+        )
+    for note in notes:
+        say(note)
+    return notes
+
+
+def same_world(lab: Lab, cfg: Setting) -> bool:
+    """Whether what a lab has opened is what this config would open."""
+    wanted = (*cfg.teachers(), *cfg.pair_teachers())
+    same = all(getattr(cfg, name) == getattr(lab.cfg, name) for name in Setting.model_fields)
+    return same and all(one in lab.teachers for one in wanted)
+
+
+def another(lab: Lab, cfg: Any, store: Store) -> Lab:
+    """The lab of another config over the same data and models: they are opened (and read through) once."""
+    if not same_world(lab, cfg):
+        return open_lab(cfg, store)
+    wanted = (*cfg.teachers(), *cfg.pair_teachers())
+    known = [member for one in wanted for member in (lab.teachers[one], *lab.teachers[one].members)]
+    cfg.check_models(lab.start.metrics, {member.cfg: member.metrics for member in known})
+    teachers = {one: lab.teachers[one] for one in wanted}
+    own: dict[str, Any] = {
+        one.name: one.default_factory() for one in fields(lab) if one.default_factory is not MISSING
+    }  # what it notes
+    own |= {"notes": list(lab.notes), "student": None, "on_segment": None}
+    return replace(lab, cfg=cfg, store=store, teachers=teachers, **own)
 
 
 def check_tables(cfg: Setting, data: Artifact) -> None:

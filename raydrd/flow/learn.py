@@ -8,11 +8,15 @@ from typing import Any
 from raydrd.errors import InputError
 from raydrd.flow.judge import judge
 from raydrd.flow.lab import Lab
-from raydrd.flow.retrieve import mine, retrieve, tokens, vectors
+from raydrd.flow.retrieve import mine, token_vectors, tokens, vectors
+from raydrd.flow.serve import as_shipped
+from raydrd.methods.nested import Nested
 from raydrd.methods.objectives import Contrastive, Losses, SameVectors
+from raydrd.methods.tokenwise import Both, SameTokens
 from raydrd.methods.wordmaps import WordMaps
 from raydrd.spine.progress import say
 from raydrd.spine.store import Artifact
+from raydrd.stages.adopt import late_of, layout_of
 from raydrd.stages.assemble import assemble
 from raydrd.stages.load import sample_dev, table
 from raydrd.stages.train import imitate, train
@@ -20,10 +24,10 @@ from raydrd.training.plan import TrainConfig
 
 
 def dev_metrics(lab: Lab, student: Artifact, label: str) -> dict[str, float] | None:
-    """Dev metrics of a student on the sampled dev collection; None where there are no dev queries."""
+    """Dev metrics of a student, as it would ship, on the sampled dev collection; None where there are no dev queries."""
     if not table(lab.dev_data, "queries/dev").rows:
         return None
-    run = retrieve(lab, student, lab.dev_data, "queries/dev", k=lab.cfg.evaluation.depth, label=label)
+    run = as_shipped(lab, student, lab.dev_data, "queries/dev", k=lab.cfg.evaluation.depth, label=label)
     return dict(judge(lab, run, lab.dev_data, "queries/dev", f"dev ({label})").metrics["means"])
 
 
@@ -31,8 +35,14 @@ def learn(lab: Lab, before: Artifact, label: str, make: Callable[[], Artifact]) 
     """One training stage with dev metrics before and after it, noted for the report.
 
     With `keep: best` a stage after which the first metric is lower is dropped: the student of before it goes on.
+    `lab.on_segment` is told of both looks at dev (`label`, `dev` of what goes on, `steps` of this stage, `dropped`); what
+    it raises ends the run, where nothing is half done.
     """
-    first = lab.segments[-1]["dev_kept"] if lab.segments else dev_metrics(lab, before, "before")
+    if lab.segments:
+        first = lab.segments[-1]["dev_kept"]
+    else:
+        first = dev_metrics(lab, before, "before")
+        _tell(lab, {"label": "before", "dev": first, "steps": 0, "dropped": False})
     after = make()
     found = dev_metrics(lab, after, label)
     main, was = next(iter(first.items())) if first else ("", 0.0)
@@ -52,7 +62,18 @@ def learn(lab: Lab, before: Artifact, label: str, make: Callable[[], Artifact]) 
         }
     )
     lab.student = before if dropped else after
+    _tell(lab, {"label": label, "dev": lab.segments[-1]["dev_kept"], "steps": lab.segments[-1]["steps"], "dropped": dropped})
     return lab.student
+
+
+def _tell(lab: Lab, event: dict[str, Any]) -> None:
+    if lab.on_segment is not None:
+        lab.on_segment(event)
+
+
+def prepares(label: str) -> bool:
+    """Whether a training stage of this label comes before the method: it recovers a cut student, or warms it up."""
+    return label == "recover" or label.startswith("warm-up ")
 
 
 def distil(
@@ -89,6 +110,7 @@ def distil(
         }
     if words is not None:
         more |= {"words": words, "word_teacher": word_teacher}
+    more |= adapted(lab)
     return learn(
         lab,
         student,
@@ -100,12 +122,26 @@ def distil(
             lists=lists,
             query_tokens=tokens(lab.store, student, lab.train_data, "queries/train"),
             passage_tokens=passages,
-            objective=objective,
+            objective=asked_of(lab, student, objective),
             config=config,
             precision=lab.precision,
             **more,
         ),
     )
+
+
+def adapted(lab: Lab) -> dict[str, Any]:
+    """What makes a training of the student one of adapters; named only then, so that other trainings are still found."""
+    return {"lora": lab.cfg.student.lora} if lab.cfg.student.lora is not None else {}
+
+
+def asked_of(lab: Lab, student: Artifact, objective: Losses) -> Losses | Nested | Both:
+    """What is asked of the student's vectors: the objective, or where `student.dims` says so, the same of each width; of a
+    hybrid's pooled vectors and of its tokens'."""
+    dims, late = lab.cfg.student.dims, late_of(student)
+    if late is not None and late.pooled:
+        return Both(objective=objective, token_scale=lab.cfg.late.scale, distil=lab.cfg.late.distil)
+    return Nested(objective=objective, dims=dims, normalize=layout_of(student).normalize) if dims else objective
 
 
 def started(lab: Lab) -> Artifact:
@@ -132,6 +168,10 @@ def recovered(lab: Lab) -> Artifact:
     store, data = lab.store, lab.train_data
     passage_vectors = vectors(store, lab.original, texts, "corpus", lab.precision, "uncut")
     query_vectors = vectors(store, lab.original, data, "queries/train", lab.precision, "uncut")
+    late, more = late_of(lab.original), adapted(lab)
+    if late is not None and late.pooled:
+        both = (("query", data, "queries/train"), ("passage", texts, "corpus"))
+        more["also"] = {role: token_vectors(store, lab.original, one, name, lab.precision, "uncut") for role, one, name in both}
     return learn(
         lab,
         student,
@@ -144,8 +184,9 @@ def recovered(lab: Lab) -> Artifact:
             passage_tokens=tokens(store, student, texts, "corpus"),
             query_vectors=query_vectors,
             passage_vectors=passage_vectors,
-            objective=SameVectors(),
+            objective=SameVectors() if late is None else SameTokens(),
             config=recover.train,
             precision=lab.precision,
+            **more,
         ),
     )

@@ -54,8 +54,9 @@ def listed(
     written = None
     if dark is not None:
         written = lab.store.run(
-            write_dark, f"write dark examples ({label})", scored=scored, data=lab.train_data, corpus=lab.data, rule=dark
-        )
+            write_dark, f"write dark examples ({label})", scored=scored, data=lab.train_data, corpus=lab.data,
+            rule=dark.writing(),
+        )  # fmt: skip
         taught = teach(
             lab,
             teacher,

@@ -40,7 +40,7 @@ def preflight(lab: Lab, teacher: Teacher, score: Scoring) -> None:
         InputError: the teacher is not above the student and `preflight` is stop.
     """
     cfg, fitted = lab.cfg, teacher.cfg.scale == "fitted"
-    identity = teacher.identity or "+".join(member.identity for member in teacher.members)
+    identity = teacher.known_as
     done = identity in {one["identity"] for one in lab.preflights} and (teacher.cfg in lab.scales or not fitted)
     if done or isinstance(teacher.cfg, ReadyScores) or (cfg.preflight == "off" and not fitted):
         return

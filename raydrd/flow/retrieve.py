@@ -6,14 +6,16 @@ from raydrd.errors import InputError
 from raydrd.flow.lab import Lab, searcher
 from raydrd.spine.precision import Precision
 from raydrd.spine.progress import say
-from raydrd.spine.store import Artifact, Located, Store
-from raydrd.stages.adopt import layout_of, model_folder
+from raydrd.spine.store import Artifact, Located, Stage, Store
+from raydrd.stages.adopt import late_of, layout_of, model_folder
 from raydrd.stages.bm25 import bm25_index, bm25_search
 from raydrd.stages.combine import first_candidates, with_positives
 from raydrd.stages.embed import embed
+from raydrd.stages.embedtokens import embed_pooled, embed_tokens
 from raydrd.stages.load import take_run
 from raydrd.stages.search import join_candidates, search
 from raydrd.stages.tokenize import tokenize
+from raydrd.stages.tokensearch import search_tokens
 
 
 def tokens(store: Store, model: Artifact, data: Artifact, name: str) -> Artifact:
@@ -29,18 +31,41 @@ def tokens(store: Store, model: Artifact, data: Artifact, name: str) -> Artifact
 
 
 def vectors(store: Store, model: Artifact, data: Artifact, name: str, precision: Precision, label: str) -> Artifact:
-    """Vectors of table `name` by the tower of its role."""
+    """Vectors of table `name` by the tower of its role: one a text, or one a token where the model gives nothing else."""
+    late = late_of(model)
+    stage = embed if late is None else embed_pooled if late.pooled else embed_tokens
+    return _embedded(store, stage, "embed", model, data, name, precision, label)
+
+
+def token_vectors(store: Store, model: Artifact, data: Artifact, name: str, precision: Precision, label: str) -> Artifact:
+    """One vector a token of table `name`, by a model that has them."""
+    late = late_of(model)
+    what = "embed tokens of" if late is not None and late.pooled else "embed"
+    return _embedded(store, embed_tokens, what, model, data, name, precision, label)
+
+
+def _embedded(
+    store: Store, stage: Stage, verb: str, model: Artifact, data: Artifact, name: str, precision: Precision, label: str
+) -> Artifact:
     role = "passage" if name == "corpus" else "query"
     made = tokens(store, model, data, name)
     what = "passages" if role == "passage" else f"{name.removeprefix('queries/')} queries"
-    return store.run(embed, f"embed {what} ({label})", model=model, role=role, tokens=made, precision=precision)
+    return store.run(stage, f"{verb} {what} ({label})", model=model, role=role, tokens=made, precision=precision)
 
 
-def retrieve(lab: Lab, model: Artifact, data: Artifact, name: str, *, k: int, label: str) -> Artifact:
-    """Exact search of table `name` with a bi-encoder: embed both sides, then the k best passages a query."""
-    passages = vectors(lab.store, model, data, "corpus", lab.precision, label)
-    queries = vectors(lab.store, model, data, name, lab.precision, label)
-    return lab.store.run(search, f"search {name.removeprefix('queries/')} ({label})", queries=queries, passages=passages, k=k)
+def retrieve(
+    lab: Lab, model: Artifact, data: Artifact, name: str, *, k: int, label: str, corpus: Artifact | None = None
+) -> Artifact:
+    """Exact search of table `name`: embed both sides, then the k best passages a query; by MaxSim of token vectors where the
+    model has them.
+
+    corpus: the collection whose passages are searched, if it is another one than `data`.
+    """
+    what = f"search {name.removeprefix('queries/')} ({label})"
+    own, stage = (vectors, search) if late_of(model) is None else (token_vectors, search_tokens)
+    passages = own(lab.store, model, corpus or data, "corpus", lab.precision, label)
+    queries = own(lab.store, model, data, name, lab.precision, label)
+    return lab.store.run(stage, what, queries=queries, passages=passages, k=k)
 
 
 def bm25(lab: Lab, data: Artifact, name: str, *, k: int, corpus: Artifact | None = None) -> Artifact:
@@ -72,9 +97,7 @@ def mine(
         else:
             model = student if source == "student" else _searching_teacher(lab)
             who = label if source == "student" else source
-            passages = vectors(lab.store, model, lab.data, "corpus", lab.precision, who)
-            queries = vectors(lab.store, model, lab.train_data, "queries/train", lab.precision, who)
-            found.append(lab.store.run(search, f"search train ({who})", queries=queries, passages=passages, k=depth))
+            found.append(retrieve(lab, model, lab.train_data, "queries/train", k=depth, label=who, corpus=lab.data))
     joined = found[0]
     if len(found) > 1:
         joined = lab.store.run(join_candidates, "join candidates", sources=found, depth=depth)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from raydrd.errors import InputError
 from raydrd.flow.lab import Lab
@@ -12,12 +13,14 @@ from raydrd.flow.teachers import Teacher
 from raydrd.methods.neighbours import NeighbourPairs
 from raydrd.methods.objectives import Contrastive, Duels, Losses
 from raydrd.models.prompts import prompt_of
-from raydrd.setting import BiEncoderTeacher, PromptedTeacher, ReadyScores
+from raydrd.setting import BiEncoderTeacher, Escalation, PromptedTeacher, ReadyScores
 from raydrd.spine.store import Artifact, Located
 from raydrd.stages.adopt import model_folder
 from raydrd.stages.assemble import assemble
 from raydrd.stages.combine import blend
 from raydrd.stages.duel import sample_pairs, score_duels
+from raydrd.stages.escalate import choose, fit_line, join_scores
+from raydrd.stages.order import score_lists
 from raydrd.stages.score import rerank, score_pairs, score_vectors, take_scores
 from raydrd.stages.search import join_candidates
 from raydrd.stages.train import train, train_reranker
@@ -106,10 +109,13 @@ def teach(
     """Candidates of table `name` with the teacher's scores.
 
     corpora: the collections whose passages, one after the other, the candidates' rows count (default the corpus).
-    reference: for an ensemble, what it scored before: the members' scores there standardise those of `candidates`.
+    reference: for an ensemble, what it scored before: the members' scores there standardise those of `candidates`. For an
+    escalation, what it scored before with the line that was drawn there.
     """
     corpora = corpora or [lab.data]
     what = name.removeprefix("queries/") + (f", {label}" if label not in ("", "student") else "")
+    if isinstance(teacher.cfg, Escalation):
+        return _escalated(lab, teacher, candidates, data, name, corpora=corpora, reference=reference, label=label, what=what)
     if teacher.members:
         members = [teach(lab, m, candidates, data, name, corpora=corpora, label=label) for m in teacher.members]
         bases = lab.blended[reference.id] if reference is not None else None
@@ -124,17 +130,58 @@ def teach(
         queries = vectors(lab.store, model, data, name, lab.precision, "teacher")
         return lab.store.run(score_vectors, f"score {what}", candidates=candidates, queries=queries, passages=_one(passages))
     prompted = isinstance(teacher.cfg, PromptedTeacher)
-    return lab.store.run(
-        score_pairs,
-        f"score {what} ({short})",
-        candidates=candidates,
-        query_tokens=tokens(lab.store, model, data, name),
-        passage_tokens=_one([tokens(lab.store, model, one, "corpus") for one in corpora]),
-        teacher=_placed(teacher),
-        max_length=teacher.cfg.max_length,
-        precision=lab.precision,
-        **({"kind": "prompted", "prompt": prompt_of(teacher.cfg.prompt)} if prompted else {}),
-    )
+    asked: dict[str, Any] = {
+        "candidates": candidates,
+        "query_tokens": tokens(lab.store, model, data, name),
+        "passage_tokens": _one([tokens(lab.store, model, one, "corpus") for one in corpora]),
+        "teacher": _placed(teacher),
+        "max_length": teacher.cfg.max_length,
+        "precision": lab.precision,
+    }
+    if isinstance(teacher.cfg, PromptedTeacher) and teacher.cfg.listwise:
+        asked |= {"prompt": prompt_of(teacher.cfg.prompt), "window": teacher.cfg.window, "stride": teacher.cfg.stride}
+        ordered = lab.store.run(score_lists, f"score {what} ({short})", **asked)
+        tell_order(lab, what, ordered)
+        return ordered
+    asked |= {"kind": "prompted", "prompt": prompt_of(teacher.cfg.prompt), **_engine(teacher)} if prompted else {}
+    return lab.store.run(score_pairs, f"score {what} ({short})", **asked)
+
+
+def _engine(teacher: Teacher) -> dict[str, Any]:
+    """Named only where it is not the usual one, so that scores from before there were two are still found."""
+    return {} if getattr(teacher.cfg, "engine", "transformers") == "transformers" else {"engine": teacher.cfg.engine}
+
+
+def tell_order(lab: Lab, what: str, ordered: Artifact) -> None:
+    """For the report: what a listwise teacher wrote, and what had to be mended in it."""
+    if lab.dry:
+        return
+    told = {"windows": "windows put in order", "unread": "answers that named no passage", "missing": "passages left out"}
+    told |= {"repeated": "passages named again", "unknown": "passages named that were not there"}
+    lab.fact(f"order of {what}", **{line: ordered.metrics[name] for name, line in told.items()})
+
+
+def _escalated(
+    lab: Lab, teacher: Teacher, candidates: Artifact, data: Artifact, name: str, *, corpora: list[Artifact],
+    reference: Artifact | None, label: str, what: str,
+) -> Artifact:  # fmt: skip
+    """The cheap teacher's scores of all candidates, the expensive one's in place of those that were in doubt."""
+    cheap, expensive = teacher.members
+    scored = teach(lab, cheap, candidates, data, name, corpora=corpora, label=label)
+    doubtful = lab.store.run(choose, f"escalate {what}", scored=scored, by=teacher.cfg.by, **teacher.cfg.spend)
+    if not lab.dry and not doubtful.metrics["pairs"]:
+        return scored
+    told = ", ".join([label, "escalated"] if label not in ("", "student") else ["escalated"])
+    asked = teach(lab, expensive, doubtful, data, name, corpora=corpora, label=told)
+    known = lab.blended.get(reference.id) if reference is not None else None
+    fitted = known[0] if known else lab.store.run(fit_line, f"fit {what}", cheap=scored, expensive=asked)
+    joined = lab.store.run(join_scores, f"join {what}", cheap=scored, expensive=asked, fitted=fitted)
+    lab.blended[joined.id] = [fitted]
+    if not lab.dry:
+        went, of = int(doubtful.metrics["pairs"]), int(doubtful.metrics["of"])
+        spent = {f"pairs that {cheap.name} scored": of, f"of them {expensive.name} too": went, "share": went / of}
+        lab.fact(f"escalation of {what}", **spent, **{"correlation of the two": fitted.metrics["agreement"]})
+    return joined
 
 
 def _placed(teacher: Teacher) -> Located:
@@ -178,6 +225,7 @@ def _compared(lab: Lab, teacher: Teacher, pairs: Artifact, data: Artifact, name:
         max_length=teacher.cfg.max_length,
         precision=lab.precision,
         symmetrize=symmetrize,
+        **_engine(teacher),
     )
 
 
@@ -201,6 +249,6 @@ def teacher_run(lab: Lab, before: Artifact) -> tuple[Artifact, str] | None:
             sources.append(retrieve(lab, member.model, lab.data, "queries/test", k=lab.cfg.evaluation.depth, label="teacher"))
     pool = lab.store.run(join_candidates, "join test candidates", sources=sources, depth=depth)
     best = lab.store.run(rerank, "re-rank test (teacher)", scored=teach(lab, teacher, pool, lab.data, "queries/test"), k=depth)
-    kind = "ensemble" if teacher.members else teacher.cfg.kind.replace("_", "-")
+    kind = {"escalate": "escalation"}.get(teacher.cfg.kind, teacher.cfg.kind).replace("_", "-")
     others = ", its own bi-encoder" if len(sources) > 2 else ""
     return best, f"{kind}, re-ranking {depth} passages of BM25, the start{others}"

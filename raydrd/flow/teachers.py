@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from raydrd.errors import InputError
 from raydrd.models.layout import find_model, folder_digest, read_layout
-from raydrd.setting import BiEncoderTeacher, CrossEncoderTeacher, Ensemble, PromptedTeacher, ReadyScores, word_reader
+from raydrd.setting import (
+    BiEncoderTeacher,
+    CrossEncoderTeacher,
+    Ensemble,
+    Escalation,
+    PromptedTeacher,
+    ReadyScores,
+    word_reader,
+)
 from raydrd.spine.store import Artifact, Located, Store
 from raydrd.stages.adopt import adopt, located, wanted_layout
 from raydrd.stages.score import import_teacher
+
+SCORING = ("score_pairs", "score_lists", "score_duels")  # stages in which a teacher reads query and passages together
 
 
 @dataclass(frozen=True)
 class Teacher:
     """A teacher: what its config says, its model in the store, and what names its scores.
 
-    identity: digest of the files it came from, or of what trained it. An ensemble has members and no model of its own,
-    ready-made scores have neither.
+    identity: digest of the files it came from, or of what trained it. An ensemble and an escalation have members and no
+    model of their own, ready-made scores have neither.
     """
 
     cfg: Any
@@ -32,6 +45,14 @@ class Teacher:
         if self.members:
             return all(member.is_trained for member in self.members)
         return getattr(self.cfg, "train", None) is None or self.identity.startswith("trained:")
+
+    @property
+    def known_as(self) -> str:
+        """What tells its scores from any other teacher's: its identity, or its members' and how they are joined."""
+        joined = "+".join(member.identity for member in self.members)
+        if isinstance(self.cfg, Escalation):
+            joined += f", {self.cfg.by} {self.cfg.spend}"
+        return self.identity or joined
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -60,15 +81,29 @@ def found_sources(teachers: tuple[Any, ...]) -> dict[Any, Located]:
         path = find_model(one.model, revision=one.revision)
         if isinstance(one, CrossEncoderTeacher) and one.train is None and not has_head(path):
             raise InputError(f"teacher.model: {one.model} is an encoder without a ranking head; set teacher.train to train one")
+        if isinstance(one, PromptedTeacher) and one.engine == "vllm":
+            check_vllm(one.model, path)
         sources[one] = Located(identity=folder_digest(path), where=path)
     return sources
+
+
+def check_vllm(model: str, path: Path) -> None:
+    """What vLLM cannot do, before anything is paid for.
+
+    Raises:
+        InputError: it is not installed, or the model is an encoder with a decoder, which it no longer runs.
+    """
+    if find_spec("vllm") is None:
+        raise InputError("teacher.engine: vllm is not installed; pip install 'raydrd[llm]', or write engine: transformers")
+    if json.loads((path / "config.json").read_text(encoding="utf-8")).get("is_encoder_decoder"):
+        raise InputError(f"teacher.engine: vllm runs no encoder-decoder models such as {model}; write engine: transformers")
 
 
 def open_teacher(store: Store, cfg: Any, sources: dict[Any, Located]) -> Teacher:
     """The teacher's model in the store, as yet untrained."""
     from raydrd.models.rerankers import has_head
 
-    if isinstance(cfg, Ensemble):
+    if isinstance(cfg, Ensemble | Escalation):
         return Teacher(cfg, members=tuple(open_teacher(store, member, sources) for member in cfg.members))
     if isinstance(cfg, ReadyScores):
         return Teacher(cfg)

@@ -58,6 +58,12 @@ class Dark(Frozen):
     join: Literal["join", "replace"] = Field("join", description="dark examples join the negatives, or replace as many of them")
     seed: int = Field(4680, description="seed of the draws; the same texts for the same seed on any machine")
 
+    def writing(self) -> Dark:
+        """This rule as far as it decides the texts: rules that keep others of the same ones write (and score) them once."""
+        kept = {name: self.built if getattr(self, name) else 0 for name in ("reinforced", "noisy")}
+        plain = {name: type(self).model_fields[name].default for name in ("band_filter", "band_margin", "join")}
+        return self.model_copy(update={**kept, **plain})
+
     @field_validator("alpha", "beta")
     @classmethod
     def _share(cls, value: tuple[float, float]) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from raydrd.config import Frozen
 from raydrd.methods.lists import DARK, POSITIVE, SUSPECT
 from raydrd.methods.losses import Loss, contrastive, in_batch, lambda_mrr, listwise_kl, logistic, margin_mse, pair_kl, taken
+from raydrd.methods.maxsim import maxsim, maxsim_of_lists, widened
 from raydrd.methods.pacing import SelfPaced, gate
 
 Vectors = dict[str, Tensor]
@@ -69,9 +70,12 @@ class ListBatch:
         return ((self.flags_QN & bit) != 0) & self.mask_QN
 
     def scores(self, vectors: Vectors) -> Tensor:
-        """Own scores [Q, N]: inner products of each query with its passages, or a cross-encoder's logits."""
+        """Own scores [Q, N]: inner products of each query with its passages, MaxSim of token vectors, or a cross-encoder's
+        logits."""
         if "pair" in vectors:
             return taken(vectors["pair"][:, 0], self.index_QN)
+        if vectors["passage"].ndim == 3:
+            return maxsim_of_lists(vectors["query"], vectors["passage"], self.index_QN)
         passages_QND = taken(vectors["passage"], self.index_QN)
         return torch.einsum("qd,qnd->qn", vectors["query"], passages_QND)
 
@@ -80,9 +84,23 @@ class ListBatch:
 
         Passages written for one query (dark) are nobody else's negatives: they are masked.
         """
+        if vectors["passage"].ndim == 3:
+            scores_QGN = self._token_pool(vectors, comm)
+            return scores_QGN, comm.gather(self.doc_rows_QN), comm.gather(self.mask_QN & ~self.flagged(DARK))
         passages_GND = comm.gather(taken(vectors["passage"], self.index_QN))
         scores_QGN = vectors["query"] @ passages_GND.flatten(0, 1).T
         return scores_QGN, comm.gather(self.doc_rows_QN), comm.gather(self.mask_QN & ~self.flagged(DARK))
+
+    def _token_pool(self, vectors: Vectors, comm: Comm) -> Tensor:
+        """MaxSim [Q, G * N]. Queries travel to the passages, which are many times larger, and scores travel back."""
+        queries_QTD, passages_PSD = vectors["query"], vectors["passage"]
+        if comm.world == 1:
+            return taken(maxsim(queries_QTD, passages_PSD).T, self.index_QN.flatten()).T
+        widths_Q = torch.full((len(queries_QTD),), queries_QTD.shape[1], device=queries_QTD.device)
+        everyone_GTD = comm.gather(widened(queries_QTD, int(comm.gather(widths_Q).max())))
+        own_QNG = taken(maxsim(everyone_GTD, passages_PSD).T, self.index_QN)
+        first = comm.offset(len(queries_QTD))
+        return comm.gather(own_QNG)[:, :, first : first + len(queries_QTD)].permute(2, 0, 1).flatten(1)
 
     def first_positive(self, which: Literal["gold", "teacher_top1", "either"]) -> tuple[Tensor, Tensor]:
         """Column of each query's positive, and whether it has one: int64 [Q], bool [Q]."""

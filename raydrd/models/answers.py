@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from raydrd.models.prompts import Prompt, answer_ids, pieces_of
 from raydrd.spine.precision import Precision
 
 Floats = NDArray[np.float32]
+SHARED = 16  # tokens at the beginning of several prompts that are worth reading apart
 
 
 class AnswerModel:
@@ -50,7 +52,7 @@ class AnswerModel:
         self.pieces = pieces_of(tokenizer, prompt, closed=self.seq2seq)
         # Padding is masked; Llama-like tokenizers have no token for it, so any id will do.
         self.pad_id = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
-        model = _load(path, config, here)
+        model = load_language_model(path, config, here)
         # Relative positions (T5) have no limit, whatever the tokenizer's config says.
         self.max_length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
         self.start_id = _start_id(model) if self.seq2seq else None
@@ -60,8 +62,17 @@ class AnswerModel:
         self.precision = precision
         self.budget = TokenBudget(self.device, tokens_per_batch)
 
-    def logits(self, prompts: Sequence[Ids]) -> Floats:
+    def logits(
+        self,
+        prompts: Sequence[Ids],
+        *,
+        alike: NDArray[np.int64] | None = None,
+        named: Callable[[int], str] = "prompt {}".format,
+    ) -> Floats:
         """Logits float32 [prompts, 2] of (positive, negative) as the first token of the answer.
+
+        alike: int64 [prompts], equal for prompts that may begin with the same tokens (those of one query): a causal model
+        then reads these once. named: what an error calls a prompt, by its number.
 
         Raises:
             InputError: a prompt is longer than the model's positions.
@@ -71,22 +82,54 @@ class AnswerModel:
         if self.max_length is not None and len(prompts) and lengths.max() > self.max_length:
             raise InputError(f"max_length: a prompt has {lengths.max()} tokens, the teacher takes {self.max_length}; lower it")
         result = np.empty((len(prompts), 2), dtype=np.float32)
-
-        def run(batch: NDArray[np.int64]) -> None:
-            ids_BT, mask_BT = pad([prompts[i] for i in batch], pad_id=self.pad_id)
-            result[batch] = self._answers(ids_BT.to(self.device), mask_BT.to(self.device)).float().cpu().numpy()
-
         with inference(self.device, self.precision):
-            self.budget.each(lengths, run)
+            for places, begun in self._groups(prompts, lengths, alike):
+                read = self._read(prompts[int(places[0])][:begun]) if begun else None
+
+                def run(batch: NDArray[np.int64], places: Any = places, begun: int = begun, read: Any = read) -> None:
+                    ids_BT, mask_BT = pad([prompts[i][begun:] for i in places[batch]], pad_id=self.pad_id)
+                    found_B2 = self._answers(ids_BT.to(self.device), mask_BT.to(self.device), read, begun)
+                    result[places[batch]] = found_B2.float().cpu().numpy()
+
+                self.budget.each(lengths[places], run)
         wrong = np.flatnonzero(~np.isfinite(result).all(axis=1))
         if len(wrong):
-            raise ValueError(f"the teacher gave {result[wrong[0]].tolist()} for prompt {wrong[0]}; try precision: fp32")
+            raise ValueError(f"the teacher gave {result[wrong[0]].tolist()} for {named(int(wrong[0]))}; try precision: fp32")
         return result
 
-    def _answers(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Logits [B, 2] of a right-padded batch."""
+    def _groups(
+        self, prompts: Sequence[Ids], lengths: NDArray[np.int64], alike: NDArray[np.int64] | None
+    ) -> Iterator[tuple[NDArray[np.int64], int]]:
+        """Places of prompts that are read together, and how many first tokens they share; 0: they are read whole.
+
+        A group that would not fill half a batch is left to the others: a beginning saved costs more than it is worth
+        where the device then works on too little at once.
+        """
+        whole = np.arange(len(prompts))
+        if alike is not None and self.start_id is None:
+            for key in np.unique(alike):
+                places = np.flatnonzero(alike == key)
+                begun = shared_beginning([prompts[int(i)] for i in places])
+                if begun >= SHARED and int(lengths[places].sum()) >= self.budget.tokens // 2:
+                    yield places, begun
+                    whole = whole[~np.isin(whole, places)]
+        yield whole, 0
+
+    def _read(self, beginning: Ids) -> Any:
+        """Keys and values of the tokens that several prompts begin with."""
+        ids_1T = torch.from_numpy(beginning.astype(np.int64))[None].to(self.device)
+        return self.model(input_ids=ids_1T, use_cache=True).past_key_values
+
+    def _answers(self, ids_BT: Tensor, mask_BT: Tensor, read: Any = None, begun: int = 0) -> Tensor:
+        """Logits [B, 2] of a right-padded batch, each after the `begun` tokens that were read before, if any."""
         inputs = {"input_ids": ids_BT, "attention_mask": mask_BT, "use_cache": False}
         rows_B = torch.arange(len(ids_BT), device=ids_BT.device)
+        if read is not None:
+            own = copy.deepcopy(read)  # what is read next is added to it
+            own.batch_repeat_interleave(len(ids_BT))
+            seen_BT = torch.cat([mask_BT.new_ones(len(mask_BT), begun), mask_BT], dim=1)
+            places_1T = begun + torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
+            inputs = {"input_ids": ids_BT, "attention_mask": seen_BT, "past_key_values": own, "position_ids": places_1T}
         if self.start_id is not None:
             start_B1 = torch.full_like(ids_BT[:, :1], self.start_id)
             logits_BT2, last_B = self.model(**inputs, decoder_input_ids=start_B1).logits, torch.zeros_like(rows_B)
@@ -95,6 +138,15 @@ class AnswerModel:
             logits_BT2, last_B = self.model(**inputs).logits, mask_BT.sum(1) - 1
         answers_B2: Tensor = logits_BT2[rows_B, last_B]
         return answers_B2
+
+
+def shared_beginning(prompts: Sequence[Ids]) -> int:
+    """How many first tokens all of these prompts have in common, one of each prompt left over; 0 for a single one."""
+    if len(prompts) < 2:
+        return 0
+    shortest = min(map(len, prompts)) - 1
+    same = np.all(np.stack([ids[:shortest] for ids in prompts]) == prompts[0][:shortest], axis=0)
+    return shortest if same.all() else int(same.argmin())
 
 
 def keep_answers(model: Any, rows: tuple[int, int]) -> nn.Linear:
@@ -123,7 +175,12 @@ def keep_answers(model: Any, rows: tuple[int, int]) -> nn.Linear:
     return two
 
 
-def _load(path: Path, config: Any, here: dict[str, Any]) -> Any:
+def load_language_model(path: Path, config: Any, here: dict[str, Any]) -> Any:
+    """The language model of a folder, float32, in eval mode; `here` is what every `from_pretrained` is told.
+
+    Raises:
+        InputError: it is a classifier, or weights are missing.
+    """
     architectures = list(config.architectures or [])
     if any(name.endswith("ForSequenceClassification") for name in architectures):
         raise InputError(f"teacher {path}: {architectures[0]} gives a score, not words; write kind: cross_encoder")

@@ -64,7 +64,7 @@ class SpecialTokens:
     """
 
     single_template: _Template
-    pair_template: _Template
+    pairs: _Template | ValueError  # why two texts cannot be joined: bi-encoders never ask
     has_types: bool
     pad_id: int
     pad_type_id: int
@@ -75,22 +75,33 @@ class SpecialTokens:
         """Learnt from what the tokenizer does with two short texts, so no model family is named here.
 
         Raises:
-            ValueError: no padding token, truncation on the left, or special tokens that depend on the text.
+            ValueError: neither a padding nor an end token, truncation on the left, or special tokens that depend on the text.
         """
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-        if tokenizer.pad_token_id is None:
+        pad_id = padding_id(tokenizer)
+        if pad_id is None:
             raise ValueError(f"tokenizer {name} has no padding token; set pad_token in its tokenizer_config.json")
         if getattr(tokenizer, "truncation_side", "right") != "right":
             raise ValueError(f"tokenizer {name} cuts texts on the left; only truncation_side=right is supported")
         limit = getattr(tokenizer, "model_max_length", None)
         return SpecialTokens(
             single_template=_learn(tokenizer, name, ("a",)),
-            pair_template=_learn(tokenizer, name, ("a", "b c")),
+            pairs=_learned_pairs(tokenizer, name),
             has_types="token_type_ids" in tokenizer.model_input_names,
-            pad_id=int(tokenizer.pad_token_id),
+            pad_id=pad_id,
             pad_type_id=int(getattr(tokenizer, "pad_token_type_id", 0) or 0),
             max_length=None if limit is None or limit > _NO_LIMIT else int(limit),
         )
+
+    @property
+    def pair_template(self) -> _Template:
+        """
+        Raises:
+            ValueError: the tokenizer joins two texts in a way that depends on them.
+        """
+        if isinstance(self.pairs, ValueError):
+            raise self.pairs
+        return self.pairs
 
     @property
     def single_overhead(self) -> int:
@@ -202,6 +213,19 @@ def pad(sequences: Sequence[NDArray[Any]], *, pad_id: int, multiple_of: int = 1)
     ids = np.full(filled.shape, pad_id, dtype=np.int64)
     ids[filled] = np.concatenate(sequences)
     return torch.from_numpy(ids), torch.from_numpy(filled.astype(np.int64))
+
+
+def padding_id(tokenizer: Any) -> int | None:
+    """What fills a batch up: the padding token, or where there is none (Llama) the end token; padding is masked anyway."""
+    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return None if found is None else int(found)
+
+
+def _learned_pairs(tokenizer: Any, name: str) -> _Template | ValueError:
+    try:
+        return _learn(tokenizer, name, ("a", "b c"))
+    except ValueError as error:
+        return error
 
 
 def _room(max_len: int, overhead: int) -> int:

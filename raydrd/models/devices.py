@@ -6,6 +6,7 @@ import ctypes
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import numpy as np
@@ -55,6 +56,18 @@ def _in_float32(module: nn.Module) -> Callable[[Tensor], Tensor]:
         return result
 
     return forward
+
+
+def skip_padding(body: Any, device: torch.device, precision: Precision) -> bool:
+    """Attention that is not computed for padding (flash-attn's kernels; what ModernBERT was made for), if it can be had.
+
+    In place, for inference: on a GPU, in bf16, where the package is installed and the model's family knows it. Whether it is.
+    """
+    there = device.type == "cuda" and precision == "bf16" and find_spec("flash_attn") is not None
+    if not there or not getattr(body, "_supports_flash_attn", False):
+        return False
+    body.set_attn_implementation("flash_attention_2")
+    return True
 
 
 @contextmanager
@@ -130,3 +143,13 @@ def keep_freed_memory() -> None:
         return
     mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for large allocations
     mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back while the process runs
+
+
+def give_memory_back() -> None:
+    """What `keep_freed_memory` held for the next step, once there is none: a process that trains again and again in blocks of
+    other sizes would grow (measured: 9 GB after five trainings of a 2-layer student)."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return

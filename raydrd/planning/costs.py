@@ -19,7 +19,10 @@ from raydrd.planning.sizes import TRAININGS, Sizes, list_width, unit_of
 from raydrd.planning.timing import Rate
 from raydrd.planning.walk import DATA, MODELS, Asked
 from raydrd.setting import Setting
+from raydrd.stages.cutting import FEW_ROWS as FEW_CUT
 from raydrd.stages.embed import FEW_TEXTS as FEW_EMBEDDED
+from raydrd.stages.index import FEW_ROWS as FEW_INDEXED
+from raydrd.stages.indexfile import FACTORIES
 from raydrd.stages.search import FEW_DOT_PRODUCTS
 from raydrd.stages.tokenize import FEW_TEXTS as FEW_TOKENIZED
 
@@ -110,14 +113,14 @@ class Costs:
         match step.name:
             case "tokenize":
                 shards = math.ceil(rows / 50_000)
-            case "embed":
+            case "embed" | "embed_tokens" | "embed_pooled":
                 shards = math.ceil(rows / (resources.rows_per_shard or (16_384 if gpu else 2048)))
-            case "score_pairs" | "score_duels":
+            case "score_pairs" | "score_duels" | "score_lists":
                 size = resources.pairs_per_shard or (65_536 if gpu else 4096)
                 shards = math.ceil(self.sizes.units(step) / size)
-            case "search" | "bm25_search":
+            case "search" | "bm25_search" | "search_index" | "search_tokens":
                 shards = math.ceil(rows / 1024)
-            case "bm25_index" | "build_index" | "evaluate" | "learn_threshold":
+            case "bm25_index" | "build_index" | "measure_sizes" | "evaluate" | "learn_threshold":
                 shards = 1
             case _:
                 shards = math.ceil(rows / FEW_ROWS)
@@ -128,21 +131,25 @@ class Costs:
 
     def _is_small(self, step: Asked, rows: int) -> bool:
         match step.name:
-            case "embed":
+            case "embed" | "embed_tokens" | "embed_pooled":
                 return rows <= FEW_EMBEDDED
             case "tokenize":
                 return rows <= FEW_TOKENIZED
             case "score_pairs" | "score_duels":
                 return rows <= 32
-            case "search":
+            case "score_lists":
+                return rows <= 8
+            case "search" | "search_index":
                 return self.sizes.units(step) <= FEW_DOT_PRODUCTS
+            case "cut_vectors" | "measure_sizes":
+                return self.sizes.passages <= FEW_CUT
             case "bm25_search":
                 return self.sizes.units(step) <= 2e8
             case "write_dark":
                 return rows <= 2048
             case "build_index":
-                return rows <= 100_000 and step.inputs["factory"] == "Flat"
-            case "verify_export":
+                return rows <= FEW_INDEXED and step.inputs["factory"] in FACTORIES.values()
+            case "verify_export" | "verify_late_export":
                 return True
         return rows <= FEW_ROWS
 
@@ -173,8 +180,9 @@ class Costs:
         return int(rows * rate.row_bytes)
 
 
-_MODELS = ("embed", "score_pairs", "score_duels", "search")
+_MODELS = ("embed", "embed_tokens", "embed_pooled", "score_pairs", "score_duels", "score_lists", "search")
 _ROWS = {
     "tokenize": "texts", "embed": "texts", "build_index": "passages", "bm25_index": "passages", "verify_export": "texts",
+    "embed_tokens": "texts", "embed_pooled": "texts", "pack_tokens": "texts", "verify_late_export": "texts",
     "assemble": "lists", "anchor": "lists", "learn_threshold": "positives", "take_scores": "queries",
 }  # fmt: skip

@@ -147,7 +147,7 @@ def _smaller(cfg: Setting, stage: dict[str, Any]) -> str:
     depth, scored = cfg.candidates.depth, cfg.candidates.scored
     if stage["name"] in ("search", "bm25_search", "join_candidates"):
         return f"lower candidates.depth (it is {depth}), or "
-    if stage["name"] in ("score_pairs", "score_vectors", "blend", "assemble"):
+    if stage["name"] in ("score_pairs", "score_lists", "score_vectors", "blend", "assemble"):
         return f"lower candidates.scored (it is {scored or depth}), or "
     if stage["name"] == "build_index":
         return "set index=IVF4096,PQ48, or "

@@ -26,12 +26,13 @@ from raydrd.planning.timing import Rate, kept_bytes, quiet, ranked, timed
 from raydrd.planning.walk import DATA, MODELS, Asked
 from raydrd.spine.cluster import Cluster, set_threads
 from raydrd.spine.parts import part_name
+from raydrd.spine.ragged import ragged_table
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Store, identify
 from raydrd.spine.tables import PAIRS, vectors
 from raydrd.stages.adopt import model_folder
 from raydrd.stages.search import search
-from raydrd.stages.shards import chain_of, parts_of
+from raydrd.stages.shards import chain_of, note_counts, parts_of
 
 MOST_UPDATES = 150  # of a timed training
 SEARCHED = (128, 16_384)  # queries and passages of the timed search: a sample's own are too few to tell
@@ -79,20 +80,24 @@ class Probe:
         """Stages of one kind cost the same a unit: the same model on the same form of input."""
         get = step.inputs.get
         match step.name:
-            case "embed":
+            case "embed" | "embed_tokens" | "embed_pooled":  # of a hybrid the same forward pass gives both
                 return ("embed", self.root(step.inputs["model"]).id, step.inputs["role"])
-            case "score_pairs" | "score_duels":
+            case "score_pairs" | "score_duels" | "score_lists":
                 return (step.name, self._rooted(str(step.inputs["teacher"].where)), get("kind"), step.inputs["max_length"])
             case "train" | "train_reranker" | "imitate":
                 config, lists, objective = step.inputs["config"], get("lists"), step.inputs["objective"]
                 words = get("words") is not None
-                terms = tuple(one.kind for one in getattr(objective, "terms", (objective,)))
+                inner = getattr(objective, "objective", objective)  # of several widths at once
+                terms = tuple(one.kind for one in getattr(inner, "terms", (inner,))) + tuple(getattr(objective, "dims", ()))
                 shape = self.asked[lists.id].inputs if lists is not None and lists.id in self.asked else {}
                 rule = str(shape.get("rule")) + str(shape.get("dark_rule"))
                 size = (config.train_batch_size, config.train_group_size, config.gradient_checkpointing)
                 return (step.name, self.root(step.inputs["start"]).id, *size, terms, words, get("duels"), rule)
             case "search":
-                return ("search", self.root(self.asked[step.inputs["passages"].id].inputs["model"]).metrics["width"])
+                made = self.asked[step.inputs["passages"].id].inputs  # by an encoder, or cut to a width
+                return ("search", made.get("dim") or self.root(made["model"]).metrics["width"])
+            case "search_index":
+                return ("search_index", self.asked[step.inputs["index"].id].inputs["factory"])
         return (step.name,)
 
     def root(self, model: Artifact) -> Artifact:
@@ -178,7 +183,7 @@ class Probe:
         if kind not in self.rates:
             cold = float(made.manifest["seconds"])
             rows = max(1, int(made.metrics["rows"]))
-            if step.name == "verify_export":
+            if step.name in ("verify_export", "verify_late_export"):
                 self.rates[kind] = Rate(cold)
                 return made
             began = time.monotonic()
@@ -189,7 +194,10 @@ class Probe:
                 self.rates[kind] = Rate(ranked(), row_seconds=warm / rows, row_bytes=size, once=cold - warm)
                 return made
             depth = step.made.metrics.get("depth") if step.name not in _BY_ROW else None
-            units = rows * min(float(depth or 1), float(self.sample.metrics["passages"]))
+            passages = float(self.sample.metrics["passages"])
+            units = rows * min(float(depth or 1), passages)
+            if step.name in _EXHAUSTIVE:
+                units = rows * passages * (int(inputs["queries"].metrics["width"]) if step.name == "search_index" else 1)
             self.rates[kind] = Rate(warm / units, row_bytes=size, once=cold - warm, measured=units)
         return made
 
@@ -223,8 +231,37 @@ class Probe:
         table_ = pa.table([column], schema=vectors(width, "float16"))
         return self._written("embed", id_, "arrow", table_, {"width": width})
 
+    def _embed_late(self, step: Asked, inputs: dict[str, Any], id_: str) -> Artifact:
+        """As `_embed`, by an encoder that gives one vector a token, or one of each kind."""
+        from raydrd.stages.embedtokens import TokenEmbedder
+
+        parts, kind, model = parts_of(inputs["tokens"]), self.kind(step), inputs["model"]
+        pooled = step.name == "embed_pooled"
+        order: NDArray[np.int64] = np.random.default_rng(1).permutation(parts.rows)
+        worker = TokenEmbedder(
+            model=model_folder(model), role=inputs["role"], tokens=parts, out=self.first.root,
+            precision=inputs["precision"], storage="float16", tokens_per_batch=self.resources.tokens_per_batch,
+            pooled=pooled,
+        )  # fmt: skip
+        counts = worker.reading.lengths(inputs["role"], worker.tokens.lengths(np.arange(parts.rows)))
+        counts = np.ones_like(counts) if pooled else counts
+        if kind not in self.rates:
+            rate = timed(
+                lambda: lambda lo, hi: worker.encode(order[lo:hi]), parts.rows, seconds=self.slice, threads=self.threads
+            )
+            self.rates[kind] = replace(rate, row_bytes=2.0 * worker.width * float(counts.mean()))
+        found = np.random.default_rng(0).normal(size=(int(counts.sum()), worker.width)).astype(np.float32)
+        found /= np.linalg.norm(found, axis=1, keepdims=True)
+        if pooled:
+            column = pa.FixedSizeListArray.from_arrays(pa.array(found.astype(np.float16).ravel()), worker.width)
+            table_ = pa.table([column], schema=vectors(worker.width, "float16"))
+            return self._written("embed_pooled", id_, "arrow", table_, {"width": worker.width})
+        note_counts(self.first.root / "embed_tokens" / id_ / "shards", part_name(0, parts.rows, "arrow"), tokens=len(found))
+        about = {"width": worker.width, "tokens": len(found), "similarity": "maxsim"}
+        return self._written("embed_tokens", id_, "arrow", ragged_table(found.astype(np.float16), counts), about)
+
     def _scorer(self, inputs: dict[str, Any]) -> Any:
-        from raydrd.stages.score import open_scorer
+        from raydrd.stages.scorers import open_scorer
 
         return open_scorer(
             inputs.get("kind", "cross_encoder"), inputs["teacher"].where, prompt=inputs.get("prompt"),
@@ -244,6 +281,30 @@ class Probe:
             return lambda lo, hi: scorer.scores(*(one[order[lo:hi]] for one in rows))
 
         self.rates[kind] = timed(build, len(order), seconds=self.slice, threads=self.threads)
+
+    def _order(self, step: Asked, inputs: dict[str, Any], id_: str) -> Artifact:
+        """One window a query is timed; a list of many passages has one for every `stride` of them."""
+        from raydrd.stages.order import Orderer
+        from raydrd.stages.score import with_scores
+
+        candidates, kind = _whole(inputs["candidates"]), self.kind(step)
+        names = ("prompt", "window", "stride", "max_length", "precision")
+        lists = [np.array(docs[: inputs["window"]], dtype=np.int64) for docs in candidates["doc_rows"].to_pylist()]
+
+        def build() -> Callable[[int, int], Any]:
+            worker = Orderer(
+                candidates=parts_of(inputs["candidates"]), out=self.first.root, model=inputs["teacher"].where,
+                queries=parts_of(inputs["query_tokens"]), passages=chain_of(inputs["passage_tokens"]),
+                tokens_per_batch=self.resources.tokens_per_batch, **{name: inputs[name] for name in names},
+            )  # fmt: skip
+            rows = candidates["query_row"].to_numpy()
+            return lambda lo, hi: worker.ordered(rows[lo:hi], lists[lo:hi])
+
+        if kind not in self.rates:
+            found = timed(build, len(lists), seconds=self.slice, threads=self.threads)
+            self.rates[kind] = replace(found, seconds=found.seconds / inputs["stride"])
+        drawn = np.zeros(sum(map(len, candidates["doc_rows"].to_pylist())), dtype=np.float32)
+        return self._sized(step, self._written("score_lists", id_, "parquet", with_scores(candidates, drawn), {}))
 
     def _score(self, step: Asked, inputs: dict[str, Any], id_: str) -> Artifact:
         from raydrd.stages.score import flat, with_scores
@@ -342,9 +403,12 @@ class Probe:
         return Artifact(id_, stage, home, {"attempt": "none", "files": files, "metrics": about})
 
 
+_EXHAUSTIVE = ("search_index", "search_tokens", "measure_sizes")  # every query looks at every passage
 _BY_ROW = ("tokenize", "bm25_index", "build_index", "evaluate")
 _DEAR: dict[str, Callable[[Probe, Asked, dict[str, Any], str], Artifact]] = {
-    "embed": Probe._embed, "score_pairs": Probe._score, "score_duels": Probe._duels, "search": Probe._search,
+    "embed": Probe._embed, **dict.fromkeys(("embed_tokens", "embed_pooled"), Probe._embed_late),
+    "score_pairs": Probe._score, "score_duels": Probe._duels, "search": Probe._search,
+    "score_lists": Probe._order,
     **dict.fromkeys(TRAININGS, Probe._train),
 }  # fmt: skip
 

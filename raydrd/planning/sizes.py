@@ -10,10 +10,11 @@ from raydrd.spine.store import Artifact
 from raydrd.stages.load import table
 from raydrd.stages.score import mean_depth
 from raydrd.stages.shards import parts_of
+from raydrd.stages.sizes import MOST_QUERIES
 
 TRAININGS = ("train", "imitate", "train_reranker")
 # Of a stage's inputs, the one whose rows are its own.
-_LIKE = ("candidates", "scored", "pairs", "lists", "run", "members", "sources", "queries", "vectors")
+_LIKE = ("candidates", "scored", "pairs", "lists", "cheap", "run", "members", "sources", "queries", "vectors")
 ASIDE_BOTH_WAYS = 1.125  # duels a pair where only every eighth query's are asked in both orders
 
 
@@ -39,8 +40,10 @@ class Sizes:
                 return self.texts(inputs["data"], inputs["name"])
             case "bm25_index":
                 return self.texts(inputs["data"], "corpus")
-            case "embed":
+            case "embed" | "embed_tokens" | "embed_pooled":
                 return self.rows(inputs["tokens"])
+            case "build_index" | "learn_codec" if self._tokens_each(inputs["vectors"]):
+                return round(self.rows(inputs["vectors"]) * self._tokens_each(inputs["vectors"]))
             case "evaluate":
                 return self.texts(inputs["data"], inputs["name"])
             case "take_run":
@@ -54,10 +57,15 @@ class Sizes:
             case "imitate":
                 texts = self.rows(inputs["query_tokens"]) + self.rows(inputs["passage_tokens"])
                 return int(inputs["config"].steps(texts))
-            case "verify_export" | "adopt" | "import_teacher":
+            case "verify_export" | "verify_late_export" | "adopt" | "adopt_late" | "import_teacher":
                 return 1
         like = next((artifacts_in(inputs[name])[0] for name in _LIKE if artifacts_in(inputs.get(name))), None)
         return self.rows(like) if like is not None else 1
+
+    def _tokens_each(self, vectors: Artifact) -> float:
+        """Vectors a text, by the sample; 0 of those that are one a text."""
+        made = self.shadow(vectors)
+        return int(made.metrics["tokens"]) / max(1, int(made.metrics["rows"])) if made and "tokens" in made.metrics else 0.0
 
     def texts(self, data: Artifact, name: str) -> int:
         """Rows of a table of a collection; of one that a run would write, as many as it has room for."""
@@ -87,23 +95,32 @@ class Sizes:
         return self.depth(lists[0]) if lists and lists[0].id in self.asked else 1.0
 
     def width(self, vectors: Artifact) -> int:
-        """Dimensions of the vectors that an embedding gives."""
-        return int(self.asked[vectors.id].inputs["model"].metrics["width"])
+        """Dimensions of the vectors that an embedding gives, or that a cut leaves."""
+        inputs = self.asked[vectors.id].inputs
+        return int(inputs["dim"] if "dim" in inputs else inputs["model"].metrics["width"])
 
     def units(self, step: Asked) -> float:
         """What its time grows with: texts, pairs, duels, updates, products of a search, or rows times passages a row."""
         rows, inputs = self.rows(step.made), step.inputs
         match step.name:
-            case "tokenize" | "embed" | "bm25_index" | "build_index" | "evaluate":
+            case "tokenize" | "embed" | "embed_tokens" | "embed_pooled" | "bm25_index" | "build_index" | "evaluate":
                 return rows
+            case "learn_codec" | "pack_tokens":
+                return rows
+            case "search_tokens":
+                return float(rows) * self.rows(inputs["passages"])
             case "search":
                 return float(rows) * self.rows(inputs["passages"]) * self.width(inputs["passages"])
+            case "search_index":
+                return float(rows) * self.rows(inputs["index"]) * self.width(inputs["queries"])
+            case "measure_sizes":
+                return float(min(rows, MOST_QUERIES)) * self.rows(inputs["passages"])
             case "bm25_search":
                 return float(rows) * self.rows(inputs["index"])
             case "score_duels":
                 each = duels_each(self.shadow(inputs["pairs"]))
                 return rows * each * (2.0 if inputs["symmetrize"] else ASIDE_BOTH_WAYS)
-            case "verify_export" | "train" | "train_reranker" | "imitate":
+            case "verify_export" | "verify_late_export" | "train" | "train_reranker" | "imitate":
                 return rows
         return rows * self.depth(step.made)
 
@@ -126,5 +143,13 @@ def unit_of(name: str) -> str:
     """What a rate counts: pairs/s, texts/s, updates/s."""
     if name in TRAININGS:
         return "updates"
-    named = {"embed": "texts", "tokenize": "texts", "score_pairs": "pairs", "score_vectors": "pairs", "score_duels": "duels"}
-    return named.get(name, "")
+    named = {
+        "embed": "texts",
+        "embed_tokens": "texts",
+        "embed_pooled": "texts",
+        "tokenize": "texts",
+        "score_pairs": "pairs",
+        "score_vectors": "pairs",
+        "score_duels": "duels",
+    }
+    return "passages" if name == "score_lists" else named.get(name, "")

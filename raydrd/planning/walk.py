@@ -20,7 +20,7 @@ from raydrd.spine.store import MANIFEST, Artifact, Stage, Store, identify
 
 # Cheap, and what all sizes come from: made while planning, and kept for the run.
 DATA = ("load", "sample_dev", "sample_queries", "make_queries")
-MODELS = ("adopt", "import_teacher")
+MODELS = ("adopt", "adopt_late", "import_teacher")
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,12 @@ class Step(Frozen):
         return contrasts or any(isinstance(term, Distil) and term.suspects == "mask" for term in self.terms)
 
     @property
+    def reads_scores(self) -> bool:
+        """Whether something reads the teacher's scores, and not only the order that they give."""
+        terms = any(isinstance(t, MarginMSE) or (isinstance(t, Distil) and t.source == "teacher") for t in self.terms)
+        return terms or any(part is not None for part in (self.dark, self.filter, self.pacing))
+
+    @property
     def has_gated(self) -> bool:
         """Whether there is something that pacing can take from a query."""
         if self.pacing is None or self.pacing.scope == "dark":
@@ -82,6 +88,9 @@ class Config(Setting):
 
     def pair_teachers(self) -> tuple[Any, ...]:
         return (self.pairwise,) if self.pairwise is not None else ()
+
+    def reads_scores(self) -> bool:
+        return any(step.reads_scores for step in self.steps)
 
     def scores_anew(self) -> str:
         if any(step.dark is not None for step in self.steps):

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from raydrd.report import curve, forecast, method, summary
+from raydrd.report import curve, forecast, method, sizes, summary
 from raydrd.report.index import index_sentence
 from raydrd.report.template import template
 from raydrd.spine.storage import Folder
@@ -137,6 +137,14 @@ def render(report: Mapping[str, Any]) -> str:
         rows=summary.rows(report),
         index=index_sentence(report.get("index")),
         comparisons=_comparisons(report),
+        sized=sizes.table(report.get("sizes")),
+        size_metrics=sizes.columns(report.get("sizes")),
+        size_note=sizes.note(report.get("sizes")),
+        size_plots=[
+            (kind, plot)
+            for kind, width in (("wide", _WIDE), ("narrow", _NARROW))
+            if (plot := sizes.plot(report.get("sizes"), width=width))
+        ],
         charts=[
             (kind, drawn)
             for kind, width in (("wide", _WIDE), ("narrow", _NARROW))

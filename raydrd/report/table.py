@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raydrd.report import method, summary
+from raydrd.report import method, sizes, summary
 from raydrd.report.index import index_sentence
 
 _PLAIN = str.maketrans({"−": "-", "–": "-", "’": "'", "\u00a0": " "})
@@ -45,6 +45,8 @@ def final_table(report: Mapping[str, Any]) -> str:
         lines.append(share)
     if told := index_sentence(report.get("index")):
         lines.append(told)
+    if found := sizes.terminal(report.get("sizes")):
+        lines += ["", *_aligned(found)]
     lines += method.terminal_lines(report)
     text = "\n".join(lines).translate(_PLAIN)
     return text.encode("ascii", errors="replace").decode()  # a name of a metric, a teacher or a stage may hold anything

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -32,6 +33,7 @@ Worker = Callable[[Shard], dict[str, Any]]
 
 # Actors with more threads than this gain little on encoders of this size (measured: docs of Resources).
 MOST_THREADS = 8
+REQUESTS = 256  # that an engine is handed at once; it takes them apart itself
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,93 @@ class Cluster:
                 waiting.moved()
                 done.add(row["result"]["shard"])
                 yield row["result"]
+
+    def ask(
+        self,
+        worker: type,
+        arguments: dict[str, Any],
+        shards: list[Shard],
+        *,
+        model: Folder,
+        options: Callable[[int], dict[str, Any]],
+        read: Callable[[dict[str, Any]], dict[str, Any]],
+        keeper: type,
+        kept: dict[str, Any],
+        rows: int,
+        label: str,
+        total: int,
+    ) -> list[dict[str, Any]]:
+        """Have vLLM answer the requests that `worker(**arguments)(shard)` makes, by `ray.data.llm`; what its keepers tell.
+
+        options: vLLM's own settings for so many GPUs an engine. read: of an answered request, what a keeper is given;
+        `keeper(**kept)(up to so many rows)` puts it away. A request that fails is a row with `__inference_error__`.
+
+        Raises:
+            InputError: vLLM is not installed, or no node has the GPUs.
+            StageError: the engine, a worker or a keeper gave up.
+        """
+        self.start()
+        import ray
+
+        if find_spec("vllm") is None:
+            raise InputError("teacher.engine: vllm is not installed; pip install 'raydrd[llm]', or write engine: transformers")
+        each = max(1, int(self.resources.gpus_per_worker or 1))
+        engines = sum(int(node["Resources"].get("GPU", 0)) // each for node in ray.nodes() if node["Alive"])
+        if not engines:
+            raise InputError(f"teacher.engine: vllm needs {each} GPUs of one node; none has them; write engine: transformers")
+        from ray.data import ActorPoolStrategy
+        from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+        config = vLLMEngineProcessorConfig(
+            model_source=str(model.local_folder()) if model.is_local else model.uri,
+            engine_kwargs=options(each),
+            concurrency=min(self.resources.num_workers or engines, engines),
+            batch_size=REQUESTS,
+            should_continue_on_error=True,
+            log_engine_metrics=False,
+            # The requests hold token ids, and of the answer only log probabilities are read.
+            **dict.fromkeys(("chat_template_stage", "tokenize_stage", "detokenize_stage"), False),
+        )
+        one = ActorPoolStrategy(size=1)
+        items = [{"item": shard} for shard in shards]
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(
+            Feeder, fn_constructor_kwargs={"worker": worker, "arguments": arguments}, compute=one, num_cpus=1
+        )
+        answered = build_processor(config, postprocess=read)(dataset).map_batches(
+            Keeping, batch_size=rows, batch_format="pyarrow", fn_constructor_kwargs={"keeper": keeper, "kept": kept},
+            compute=one, num_cpus=1,
+        )  # fmt: skip
+        results = []
+        with bar(label, total, "prompts") as shown:
+            try:
+                for row in answered.iter_rows():
+                    results.append(row["result"])
+                    shown.update(int(row["result"].get("kept", 0)))
+            except Exception as error:  # Ray wraps a worker's error in its own classes, which change between versions
+                known = explained(error) or StageError(f"{label}: {str(error).strip().splitlines()[-1]}")
+                raise known from error
+        return results
+
+
+class Feeder:
+    """An actor that makes requests."""
+
+    def __init__(self, *, worker: type, arguments: dict[str, Any]) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        self.run: Any = worker(**arguments)
+
+    def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        return list(self.run(dict(row["item"])))
+
+
+class Keeping:
+    """An actor that puts answers away."""
+
+    def __init__(self, *, keeper: type, kept: dict[str, Any]) -> None:
+        self.run: Any = keeper(**kept)
+
+    def __call__(self, batch: Any) -> dict[str, Any]:
+        return {"result": [self.run(batch.to_pylist())]}
 
 
 def room() -> str:

@@ -51,7 +51,9 @@ def noted() -> list[str]:
 
 
 def per_second(rate: float) -> str:
-    """`1,234/s`, `3.4/s`."""
+    """`1,234/s`, `3.4/s`, `0.8/min`."""
+    if 0 < rate < 0.05:
+        return f"{60 * rate:.1f}/min"
     return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
 
 

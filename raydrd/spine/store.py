@@ -14,7 +14,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import uuid4
@@ -27,6 +28,7 @@ from raydrd.spine.provenance import provenance
 from raydrd.spine.storage import Folder
 
 MANIFEST = "manifest.json"
+WAIT_SECONDS = 0.2  # between two looks at a claim that another run holds
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def canonical(value: Any) -> Any:
         case Artifact():
             return {"artifact": f"{value.stage}/{value.id}"}
         case Frozen():
-            fields = {name: canonical(getattr(value, name)) for name in type(value).model_fields}
+            fields = {name: canonical(one) for name, one in value.identity().items()}
             return {"component": type(value).__name__, "version": type(value).version, "fields": fields}
         case list() | tuple():
             return [canonical(item) for item in value]
@@ -144,12 +146,30 @@ def identify(function: Stage, inputs: dict[str, Any]) -> tuple[str, dict[str, An
     return hashlib.sha256(text.encode()).hexdigest()[:16], identity
 
 
+class Claims(Protocol):
+    """Who makes what, among several runs in one store at the same time. A key is an artifact's home."""
+
+    def take(self, key: str) -> bool:
+        """Whether it is this run's to make now."""
+        ...
+
+    def release(self, key: str) -> None:
+        """It is made, or given up."""
+        ...
+
+
 @dataclass
 class Store:
-    """Memory for stages, under one root."""
+    """Memory for stages, under one root.
+
+    With `claims` no stage is made by two runs at once: the others wait, and find it. A stage never asks for another one,
+    so nobody waits while holding something that is waited for.
+    """
 
     root: Folder
     cluster: Cluster
+    claims: Claims | None = None
+    waited: float = 0.0  # seconds, for what other runs were making
     journal: list[Record] = field(default_factory=list)
     _seen: dict[str, Artifact] = field(default_factory=dict)
 
@@ -170,8 +190,12 @@ class Store:
         reused = home.exists(MANIFEST)
         because: list[str] = []
         if not reused:
-            because = self._differences(name, identity)
-            self._make(function, home, id_, identity, label, inputs, because)
+            with self._claimed(home):
+                reused = self.claims is not None and home.exists(MANIFEST)  # another run made it meanwhile
+                if not reused:
+                    began = time.monotonic()
+                    because = self._differences(name, identity)
+                    self._make(function, home, id_, identity, label, inputs, because)
         artifact = self.open(home)
         metrics = artifact.metrics
         record = Record(
@@ -191,7 +215,22 @@ class Store:
 
     def branch(self) -> Store:
         """A store that knows what this one was asked for, with an empty journal: what is asked beyond that is its own."""
-        return Store(self.root, self.cluster, _seen=dict(self._seen))
+        return Store(self.root, self.cluster, self.claims, _seen=dict(self._seen))
+
+    @contextmanager
+    def _claimed(self, home: Folder) -> Iterator[None]:
+        """This run alone makes what lies there, as soon as no other one does."""
+        if self.claims is None:
+            yield
+            return
+        began = time.monotonic()
+        while not self.claims.take(home.uri):
+            time.sleep(WAIT_SECONDS)
+        self.waited += time.monotonic() - began
+        try:
+            yield
+        finally:
+            self.claims.release(home.uri)
 
     def _make(
         self,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from raydrd.config import Frozen
+from raydrd.models.adapters import Lora
+from raydrd.models.latelayout import Late
 from raydrd.models.layout import Layout, describe, find_model, folder_digest, read_layout
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Located, Work, stage
@@ -27,11 +29,64 @@ class Model(Frozen):
     passage_prompt: str | None = None
 
 
-class Student(Model):
-    """The student to start from: an encoder, perhaps cut to fewer layers, with shared or separate towers."""
+# Fields that only students with token vectors have, and those that they do not have.
+_LATE = ("dim", "query_expansion", "attend_to_expansion", "skip_punctuation", "markers")
+_SINGLE = ("dims", "pooling", "normalize")
 
+
+class Student(Model):
+    """The student to start from: an encoder, perhaps cut to fewer layers, with shared or separate towers.
+
+    kind: `single_vector`, one vector a text; `late_interaction`, one a token, compared by MaxSim (ColBERT); `hybrid`, both.
+    """
+
+    kind: Literal["single_vector", "late_interaction", "hybrid"] = "single_vector"
     layers: int | tuple[int, ...] | None = None
     towers: Literal["shared", "separate"] | None = None
+    lora: Lora | None = Field(None, description="train small matrices beside the large ones, by peft; {} for its defaults")
+    dims: tuple[int, ...] | None = Field(
+        None, description="widths trained at once (Matryoshka), falling from the model's own: [384, 192, 96, 48]"
+    )
+
+    dim: int | None = Field(
+        None, ge=1, description="late_interaction: numbers of a token's vector; none: the model's own, or 128"
+    )
+    query_expansion: bool | None = Field(
+        None, description="late_interaction: fill queries up to query_max_len with mask tokens, which count (ColBERT)"
+    )
+    attend_to_expansion: bool | None = Field(None, description="late_interaction: the query's words attend to these tokens")
+    skip_punctuation: bool | None = Field(
+        None, description="late_interaction: a passage's punctuation is read but does not count"
+    )
+    markers: tuple[str, str] | None = Field(
+        None, description="late_interaction: tokens that tell queries from passages; none: the model's own, or unused ones"
+    )
+    projection_seed: int = Field(4680, description="late_interaction: of a new projection's weights")
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Self:
+        if self.kind == "single_vector":
+            if wrong := [name for name in _LATE if getattr(self, name) is not None]:
+                raise ValueError(f"{wrong[0]}: a student with token vectors has it; add kind: late_interaction, or remove it")
+            return self
+        single = _SINGLE[:1] if self.kind == "hybrid" else _SINGLE
+        if wrong := [name for name in single if getattr(self, name) is not None]:
+            raise ValueError(f"{wrong[0]}: a {self.kind} student has no such field; remove it, or write kind: single_vector")
+        if self.towers == "separate":
+            raise ValueError(f"towers: a {self.kind} student has one tower for queries and passages; remove it")
+        return self
+
+    @property
+    def tokens(self) -> bool:
+        """Whether it gives one vector a token."""
+        return self.kind != "single_vector"
+
+    @field_validator("dims")
+    @classmethod
+    def _falling(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and (len(value) < 2 or value[-1] < 1 or list(value) != sorted(set(value), reverse=True)):
+            raise ValueError("write two or more falling numbers, the model's own width first, for example [384, 192, 96]")
+        return value
 
 
 def located(model: Model) -> Located:
@@ -91,3 +146,9 @@ def model_folder(model: Artifact) -> Folder:
 
 def layout_of(model: Artifact) -> Layout:
     return Layout.model_validate(model.metrics["layout"])
+
+
+def late_of(model: Artifact) -> Late | None:
+    """How a model gives one vector a token; None where it does not."""
+    found = model.metrics.get("late")
+    return Late.model_validate(found) if found is not None else None

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from raydrd.methods.additions import Threshold, add_dark, in_band, mark_suspects, resolve, sureness
 from raydrd.methods.dark import Dark, entropy
@@ -13,11 +14,13 @@ from raydrd.methods.filters import Filter
 from raydrd.methods.lists import DARK, POSITIVE, SUSPECT, ListRule, Row, TrainingList
 from raydrd.methods.pacing import Confidence
 from raydrd.spine.parts import Chain, Parts, VectorReader
+from raydrd.spine.ragged import RaggedReader
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Work, stage
 from raydrd.spine.tables import LISTS
 from raydrd.stages.load import table
 from raydrd.stages.shards import chain_of, parts_of, pending, rows_written, total_counts, write_counted
+from raydrd.stages.tokenpairs import pair_scores
 
 COUNTS = ("suspects", "negatives", "dark", "in_band", "pairs", "labelled")
 ENTROPIES = ("entropy", "entropy_with_dark", "lists_with_dark")  # nats, summed over the lists with dark examples
@@ -182,11 +185,24 @@ def assemble(
 
 
 class Anchorer:
-    """Lists with the scores that the frozen student of before this stage gives their passages."""
+    """Lists with the scores that the frozen student of before this stage gives their passages; `tokens`: by MaxSim."""
 
-    def __init__(self, *, lists: Parts, queries: Parts, passages: Parts | Chain, out: Folder) -> None:
+    def __init__(self, *, lists: Parts, queries: Parts, passages: Parts | Chain, out: Folder, tokens: bool) -> None:
         self.lists, self.out = lists, out
-        self.queries, self.passages = VectorReader(queries), VectorReader(passages)
+        if tokens:
+            ragged = RaggedReader(queries), RaggedReader(passages)
+            self.scores = lambda query_rows, doc_rows: pair_scores(*ragged, query_rows, doc_rows)
+        else:
+            self.queries, self.passages = VectorReader(queries), VectorReader(passages)
+            self.scores = self._products
+
+    def _products(self, query_rows: NDArray[np.int64], doc_rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        scores = np.empty(len(doc_rows), dtype=np.float32)
+        for lo in range(0, len(doc_rows), 16_384):  # bounds the copies of vectors
+            block = slice(lo, lo + 16_384)
+            q, p = self.queries.take(query_rows[block]), self.passages.take(doc_rows[block])
+            scores[block] = np.einsum("nd,nd->n", q, p)
+        return scores
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         # Whole parts: their names count queries, of which the rule may have dropped some.
@@ -194,11 +210,7 @@ class Anchorer:
         docs = lists["doc_rows"].combine_chunks()
         counts = docs.value_lengths().to_numpy(zero_copy_only=False)
         query_rows, doc_rows = np.repeat(lists["query_row"].to_numpy(), counts), docs.flatten().to_numpy()
-        scores = np.empty(len(doc_rows), dtype=np.float32)
-        for lo in range(0, len(doc_rows), 16_384):  # bounds the copies of vectors
-            block = slice(lo, lo + 16_384)
-            q, p = self.queries.take(query_rows[block]), self.passages.take(doc_rows[block])
-            scores[block] = np.einsum("nd,nd->n", q, p)
+        scores: Any = self.scores(query_rows, doc_rows)
         offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
         column = pa.ListArray.from_arrays(offsets, pa.array(scores))
         self.out.write_table(
@@ -214,7 +226,13 @@ def anchor(work: Work, *, lists: Artifact, queries: Artifact, passages: Artifact
     done = work.shards.files()
     work.cluster.map(
         Anchorer,
-        {"lists": found, "queries": parts_of(queries), "passages": chain_of(passages), "out": work.shards},
+        {
+            "lists": found,
+            "queries": parts_of(queries),
+            "passages": chain_of(passages),
+            "out": work.shards,
+            "tokens": "tokens" in queries.metrics,
+        },
         [{"name": part.name, "rows": part.hi - part.lo} for part in found.parts if part.name not in done],
         label=work.label,
         unit="queries",

@@ -17,9 +17,11 @@ from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Located, Work, stage
 from raydrd.spine.tables import PAIRS
 from raydrd.stages.assemble import rows_of
+from raydrd.stages.engine import fill_book
 from raydrd.stages.known import PLACES, Asked, Keys, Known, KnownScores, look_up, places_of
 from raydrd.stages.load import table
-from raydrd.stages.score import about_scores, answer, book_of, open_scorer
+from raydrd.stages.score import about_scores, answer, book_of
+from raydrd.stages.scorers import open_scorer
 from raydrd.stages.shards import chain_of, parts_of, pending, total_counts, write_counted
 
 
@@ -121,6 +123,7 @@ def score_duels(
     max_length: int,
     precision: Precision,
     symmetrize: bool,
+    engine: str = "transformers",
 ) -> dict[str, Any]:
     """Pairs with P(left is better). `against`: share where the pairwise teacher turns the pointwise order round.
 
@@ -131,13 +134,20 @@ def score_duels(
     each = max(1, int(pairs.metrics["pairs"]) // max(1, pool.rows))
     size = max(1, (resources.pairs_per_shard or 4096) // each)
     texts: dict[str, Any] = {"queries": parts_of(query_tokens), "passages": chain_of(passage_tokens)}
-    book = book_of(work, teacher, {"compares": "pairs", **about_scores(kind, prompt, max_length, precision)})
+    book = book_of(work, teacher, {"compares": "pairs", **about_scores(kind, prompt, max_length, precision, engine)})
     ask = partial(asked_duels, symmetrize=symmetrize)
-    known = look_up(work, asked=pool, ask=ask, pairs=pool.rows * each * 2, book=book, **texts)
+    wanted: dict[str, Any] = {"asked": pool, "ask": ask, "pairs": pool.rows * each * 2, "book": book}
+    answered = 0
+    if engine != "transformers":
+        assert prompt is not None
+        answered = fill_book(
+            work, **wanted, **texts, model=teacher.where, prompt=prompt, max_length=max_length, precision=precision
+        )
+    known = look_up(work, **wanted, **texts)
     work.cluster.map(
         Duellist,
         {
-            "kind": kind,
+            "kind": kind if engine == "transformers" else "answered",
             "model": teacher.where,
             "prompt": prompt,
             "pairs": pool,
@@ -162,7 +172,7 @@ def score_duels(
         "rows": pool.rows,
         "unit": "queries",
         "pairs": total["pairs"],
-        "asked": total["asked"],
+        "asked": total["asked"] + answered,
         "against": total["against"] / max(1, total["pairs"]),
         "inconsistency": total["off"] / max(1, total["checked"]),
     }

@@ -37,7 +37,7 @@ class Embedder:
     ) -> None:
         from transformers import AutoTokenizer
 
-        from raydrd.models.devices import TokenBudget, inference, keep_freed_memory, prepare, this_device
+        from raydrd.models.devices import TokenBudget, inference, keep_freed_memory, prepare, skip_padding, this_device
         from raydrd.models.encoders import load_tower
         from raydrd.models.layout import read_layout
 
@@ -47,6 +47,7 @@ class Embedder:
         keep_freed_memory()
         self.tower = load_tower(path, layout, role).to(self.device)
         prepare(self.tower.backbone, precision)
+        skip_padding(self.tower.backbone, self.device, precision)
         self.special = SpecialTokens.of(
             AutoTokenizer.from_pretrained(path / layout.folder(role), local_files_only=True, trust_remote_code=False)
         )

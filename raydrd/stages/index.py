@@ -16,13 +16,14 @@ from raydrd.spine.parts import Parts, matrix
 from raydrd.spine.progress import say
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Work, stage
-from raydrd.stages.indexfile import kind_of, made, opened, reason, write_flat, write_ids, write_lists
+from raydrd.stages.indexfile import FACTORIES, kind_of, made, opened, reason, write_flat, write_ids, write_lists
 from raydrd.stages.load import table
-from raydrd.stages.shards import parts_of
+from raydrd.stages.shards import parts_of, tokens_of
 from raydrd.stages.spread import cut
 
 TRAINING_VECTORS = 200_000  # most vectors an IVF or PQ index is trained on: some 100 for each of 2,000 lists ..
 TRAINING_EACH = 40  # .. and so many a list where there are more lists: below 39 FAISS warns
+FEW_ROWS = 100_000  # that one process puts into an index that has little or nothing to learn
 FILL_ROWS = 250_000  # vectors a worker adds to its copy: 390 MB of 384 dimensions, where they are kept as they are
 
 
@@ -31,7 +32,7 @@ def blocks(vectors: Parts, lo: int, hi: int) -> Iterator[tuple[int, NDArray[np.f
     for part in vectors.parts:
         if part.lo < hi and part.hi > lo:
             found = matrix(vectors.read(part))[max(0, lo - part.lo) : hi - part.lo]
-            yield max(lo, part.lo), np.ascontiguousarray(found, dtype=np.float32)
+            yield max(lo, part.lo), np.array(found, dtype=np.float32)  # a copy, also of float32: torch wants to write
 
 
 def sample(vectors: Parts, most: int) -> NDArray[np.float32]:
@@ -202,12 +203,14 @@ def store_index(index: Any, out: Folder, name: str) -> None:
 
 @stage(version=1)
 def build_index(work: Work, *, vectors: Artifact, data: Artifact, factory: str) -> dict[str, Any]:
-    """`index.faiss` over stored vectors (inner product) and `ids.parquet` with the passage ids in its order.
+    """`index.faiss` over stored vectors (inner product) and `ids.parquet` with the passage ids in its order; over token
+    vectors, whose rows are tokens.
 
     Trained on a sample by one worker; filled by all, each with a range of rows, where FAISS can merge that. What was
     trained and filled before a kill is kept.
     """
-    p, width = parts_of(vectors), int(vectors.metrics["width"])
+    p: Any = tokens_of(vectors) if "tokens" in vectors.metrics else parts_of(vectors)
+    width = int(vectors.metrics["width"])
     kind = kind_of(made(factory, width))
     scratch, marks = work.shards / "scratch", work.shards / "attempts"
     trained, fills = "", list[str]()
@@ -223,10 +226,11 @@ def build_index(work: Work, *, vectors: Artifact, data: Artifact, factory: str) 
         label=work.label,
         unit="passages",
         marks=marks,
-        inline=p.rows <= 100_000 and factory == "Flat",
+        inline=p.rows <= FEW_ROWS and factory in FACTORIES.values(),
         models=kind == "lists" and not fills,
     )
-    return {"rows": p.rows, "unit": "passages", "size_mb": results[0]["bytes"] / 1e6, "factory": factory}
+    unit = "tokens" if "tokens" in vectors.metrics else "passages"
+    return {"rows": p.rows, "unit": unit, "size_mb": results[0]["bytes"] / 1e6, "factory": factory}
 
 
 def _filled(work: Work, p: Parts, factory: str, width: int, scratch: Folder, marks: Folder) -> tuple[str, list[str]]:

@@ -24,6 +24,10 @@ from raydrd.spine.storage import Folder
 # codes are appended to one another in memory; whole is what FAISS cannot merge (HNSW and other graphs, refined indexes).
 Kind = Literal["flat", "lists", "codes", "whole"]
 
+# How the numbers of a vector are kept, and the factory string of the index that keeps them so. `Signs` is ours.
+NumberType = Literal["float32", "int8", "binary"]
+FACTORIES: dict[NumberType, str] = {"float32": "Flat", "int8": "SQ8", "binary": "Signs"}
+
 _EMPTY_LISTS = 32  # bytes at the end of an inverted file without vectors: `ilar`, lists, bytes a code, `sprs`, 0
 
 
@@ -35,6 +39,8 @@ def made(factory: str, width: int) -> Any:
     """
     import faiss
 
+    if factory == FACTORIES["binary"]:
+        return signs(width)
     try:
         index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
@@ -48,6 +54,44 @@ def made(factory: str, width: int) -> Any:
     if lists is not None:  # FAISS' own default looks into one list only
         lists.nprobe = max(1, lists.nlist // 32)
     return index
+
+
+def signs(width: int) -> Any:
+    """An empty index of one bit a dimension, above 0 or not: inner products of float queries with -1 and 1, over sqrt(width).
+
+    Those are sentence-transformers' binary vectors, with the query left as it is: comparing bits with bits (FAISS' LSH)
+    finds much less. FAISS has no such index, but a product quantizer of 8 dimensions a byte whose 256 codes are the
+    corners of a cube is one, and is searched by a table lookup for 8 dimensions.
+
+    Raises:
+        InputError: the width is not a multiple of 8.
+    """
+    import faiss
+
+    if width % 8:
+        raise InputError(f"vectors: binary keeps 8 dimensions in a byte, and {width} is not a multiple of 8; write another dim")
+    index = faiss.IndexPQ(width, width // 8, 8, faiss.METRIC_INNER_PRODUCT)
+    bits = np.arange(256)[:, None] >> np.arange(8) & 1
+    corners = ((2 * bits - 1) / np.sqrt(width)).astype(np.float32)
+    faiss.copy_array_to_vector(np.tile(corners, (width // 8, 1, 1)).ravel(), index.pq.centroids)
+    index.is_trained = True  # there is nothing to learn
+    return index
+
+
+def bytes_each(index: Any) -> float | None:
+    """Bytes that a vector takes in an index, with its number in an inverted file or its links in a graph; None: not known."""
+    import faiss
+
+    inner: Any = bare(index)
+    if isinstance(inner, faiss.IndexIVF):
+        return float(inner.code_size) + 8
+    graph: Any = getattr(inner, "hnsw", None)
+    storage: Any = faiss.downcast_index(inner.storage) if graph is not None else None
+    if isinstance(storage, faiss.IndexFlatCodes):
+        # Links of the lowest level, the share of nodes on higher ones, where they begin, and a node's level.
+        links = int(graph.nb_neighbors(1))
+        return float(storage.code_size) + 4 * (2 * links + links / (links - 1)) + 8 + 4
+    return float(inner.code_size) if isinstance(inner, faiss.IndexFlatCodes) else None
 
 
 def reason(error: RuntimeError) -> str:
@@ -78,6 +122,8 @@ def fewest(index: Any) -> tuple[int, str]:
 
     lists, inner = faiss.try_extract_index_ivf(index), bare(index)
     needed = [(0, "nothing")]
+    if index.is_trained:
+        return needed[0]
     if lists is not None:
         needed.append((int(lists.nlist), f"{lists.nlist:,} lists"))
         inner = faiss.downcast_index(lists)

@@ -24,7 +24,6 @@ PAIRS_PER_LOOKUP = 500_000  # asked pairs that an actor looks for at once: some 
 ROWS_AT_ONCE = 500_000  # entries of the book that they are compared with at once
 FEW_PAIRS = 200_000  # looked for in this process sooner than an actor starts
 FOUND = pa.schema([("place", pa.int64()), ("score", pa.float32())])
-DONE = "scratch/known/done.json"
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,12 @@ class Asked:
 
     def at(self, chosen: NDArray[Any]) -> Asked:
         return Asked(self.query_rows[chosen], tuple(rows[chosen] for rows in self.doc_rows), self.places[chosen])
+
+
+def pair_name(query_rows: NDArray[np.int64], doc_rows: tuple[NDArray[np.int64], ...], number: int) -> str:
+    """A pair for a person: rows of the tables, as every stage counts them."""
+    passages = " and ".join(str(int(rows[number])) for rows in doc_rows)
+    return f"query row {int(query_rows[number])}, passage row {passages}"
 
 
 Ask = Callable[[pa.Table, int], Asked]  # rows of a table, and the number of the first -> what they ask for
@@ -137,14 +142,24 @@ class Known:
     names: tuple[str, ...]
 
 
-def look_up(work: Work, *, asked: Parts, ask: Ask, pairs: int, queries: Parts, passages: Parts | Chain, book: Book) -> Known:
+def look_up(
+    work: Work,
+    *,
+    asked: Parts,
+    ask: Ask,
+    pairs: int,
+    queries: Parts,
+    passages: Parts | Chain,
+    book: Book,
+    turn: str = "known",
+) -> Known:
     """The scores that the book holds of the pairs that `asked` asks for.
 
-    Looked up once for a stage, also when it is resumed: so the pairs that are left are the same, and so are the batches
-    that they are scored in.
+    Looked up once for a stage (once a `turn`), also when it is resumed: so the pairs that are left are the same, and so are
+    the batches that they are scored in.
     """
-    out = work.shards / "scratch" / "known"
-    if not work.shards.exists(DONE):
+    out, done = work.shards / "scratch" / turn, f"scratch/{turn}/done.json"
+    if not work.shards.exists(done):
         count = min(BUCKETS, max(1, -(-pairs // PAIRS_PER_LOOKUP))) if book.files() else 0
         cuts = [BUCKETS * n // count for n in range(count + 1)] if count else []
         shards = [
@@ -161,8 +176,8 @@ def look_up(work: Work, *, asked: Parts, ask: Ask, pairs: int, queries: Parts, p
             inline=pairs <= FEW_PAIRS,
             models=False,
         )
-        work.shards.write_json(DONE, [shard["name"] for shard in shards])
-    return Known(out, tuple(work.shards.read_json(DONE)))
+        work.shards.write_json(done, [shard["name"] for shard in shards])
+    return Known(out, tuple(work.shards.read_json(done)))
 
 
 class KnownScores:

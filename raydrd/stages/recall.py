@@ -58,7 +58,7 @@ class Prober:
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         index = opened(self.index.local("index.faiss"))
         rows = np.unique(np.linspace(0, self.queries.rows - 1, min(self.queries.rows, MOST_QUERIES)).astype(np.int64))
-        asked = np.ascontiguousarray(matrix(self.queries.take(rows, ["vector"])), dtype=np.float32)
+        asked = np.array(matrix(self.queries.take(rows, ["vector"])), dtype=np.float32)  # a copy: torch wants to write
         exact = self.run.take(rows, ["doc_rows"])["doc_rows"].to_pylist()
         timed = asked[:TIMED_QUERIES]
         with one_thread():
@@ -109,9 +109,14 @@ def measure_index(work: Work, *, index: Artifact, queries: Artifact, passages: A
     return {"rows": int(results[0]["queries"]), "unit": "queries", **told}
 
 
-def about_index(index: Artifact, measured: Artifact | None) -> dict[str, Any]:
-    """What is known of an index, for people and for meta.json; `measured` by `measure_index`, None where it is exact."""
-    found = {"factory": index.metrics["factory"], "size_mb": round(float(index.metrics["size_mb"]), 3)}
+def about_index(index: Artifact, measured: Artifact | None, served: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What is known of an index, for people and for meta.json; `measured` by `measure_index`, None where it is exact.
+
+    served: the form of its vectors, where it is not the encoder's own. int8 and binary ones were what was measured.
+    """
+    found = {"factory": index.metrics["factory"], "size_mb": round(float(index.metrics["size_mb"]), 3), **(served or {})}
+    if found.get("type", "float32") != "float32":
+        return {**found, "exact": False}
     if measured is None:
         return {**found, "exact": True}
     told = {name: value for name, value in measured.metrics.items() if name not in ("rows", "unit")}

@@ -1,28 +1,27 @@
-"""score: a teacher's raw logits for candidates. A teacher is anything that scores (query, passage)."""
+"""score: a teacher's raw logits for candidates."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raydrd.models.batching import SpecialTokens
 from raydrd.models.layout import describe_reranker, folder_digest
-from raydrd.models.prompts import Prompt, assemble
-from raydrd.spine.parts import Chain, Parts, TokenReader, VectorReader, part_name, ranges
+from raydrd.models.prompts import Prompt
+from raydrd.spine.parts import Chain, Parts, VectorReader, part_name, ranges
 from raydrd.spine.precision import Precision
 from raydrd.spine.scorebook import Book
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Located, Work, canonical, stage
 from raydrd.spine.tables import SCORED
-from raydrd.stages.known import Asked, Keys, Known, KnownScores, look_up, places_of
+from raydrd.stages.engine import fill_book
+from raydrd.stages.known import Asked, Keys, Known, KnownScores, look_up, pair_name, places_of
 from raydrd.stages.load import table
+from raydrd.stages.scorers import Scorer, open_scorer
 from raydrd.stages.shards import chain_of, parts_of, pending, total_counts, write_counted
 
 
@@ -84,119 +83,6 @@ def import_teacher(
     return {"rows": 1, "unit": "model", **describe_reranker(source.where)}
 
 
-class Scorer(Protocol):
-    """A loaded teacher: raw scores of rows (query, passage), or of (query, passage a, passage b): how much a is better."""
-
-    def scores(self, query_rows: NDArray[np.int64], *doc_rows: NDArray[np.int64]) -> NDArray[np.float32]: ...
-
-
-class CrossEncoderScorer:
-    """A cross-encoder over rows: ids joined from the token store, raw float32 logits out."""
-
-    def __init__(
-        self,
-        model: Folder,
-        *,
-        queries: Parts,
-        passages: Parts | Chain,
-        max_length: int,
-        precision: Precision,
-        tokens_per_batch: int | None,
-    ) -> None:
-        from torch import nn
-        from transformers import AutoTokenizer
-
-        from raydrd.models.devices import TokenBudget, inference, keep_freed_memory, prepare, this_device
-        from raydrd.models.rerankers import load_reranker
-
-        path = model.local_folder()
-        self.device = this_device()
-        keep_freed_memory()
-        self.model = load_reranker(path).body.to(self.device)
-        # The layer that gives the logit, whatever the family calls it.
-        last = tuple(m for m in self.model.modules() if isinstance(m, nn.Linear) and m.out_features == 1)
-        prepare(self.model, precision, exact=last)
-        self.special = SpecialTokens.of(AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False))
-        limit = self.special.max_length or max_length
-        self.max_length = min(max_length, limit)
-        self.budget = TokenBudget(self.device, tokens_per_batch)
-        self.queries, self.passages = TokenReader(queries), TokenReader(passages)
-        self.inference: Callable[[], AbstractContextManager[None]] = lambda: inference(self.device, precision)
-
-    def scores(self, query_rows: NDArray[np.int64], *doc_rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        lengths = np.asarray(sum(self.passages.lengths(rows) for rows in doc_rows))
-        lengths = self.special.pair_lengths(self.queries.lengths(query_rows), lengths, self.max_length)
-        q, texts = self.queries.take(query_rows), [self.passages.take(rows) for rows in doc_rows]
-        join: Any = self.special.pair if len(texts) == 1 else self.special.duel
-        result = np.empty(len(query_rows), dtype=np.float32)
-
-        def run(batch: NDArray[np.int64]) -> None:
-            pairs = [join(q[i], *(text[i] for text in texts), self.max_length) for i in batch]
-            inputs = {name: t.to(self.device) for name, t in self.special.model_inputs(pairs).items()}
-            result[batch] = self.model(**inputs).logits[:, 0].float().cpu().numpy()
-
-        with self.inference():
-            self.budget.each(lengths, run)
-        return result
-
-
-class PromptScorer:
-    """A language model that answers with a token; its score is the logit of the positive answer minus the other's."""
-
-    def __init__(
-        self,
-        model: Folder,
-        *,
-        prompt: Prompt,
-        queries: Parts,
-        passages: Parts | Chain,
-        max_length: int,
-        precision: Precision,
-        tokens_per_batch: int | None,
-    ) -> None:
-        from raydrd.models.answers import AnswerModel
-
-        self.model = AnswerModel(model.local_folder(), prompt=prompt, precision=precision, tokens_per_batch=tokens_per_batch)
-        self.max_length = max_length
-        self.queries, self.passages = TokenReader(queries), TokenReader(passages)
-
-    def scores(self, query_rows: NDArray[np.int64], *doc_rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        from raydrd.models.answers import pointwise_scores
-
-        names = ("passage",) if len(doc_rows) == 1 else ("a", "b")
-        texts = {"query": self.queries.take(query_rows)}
-        texts |= {name: self.passages.take(rows) for name, rows in zip(names, doc_rows, strict=True)}
-        prompts = [
-            assemble(self.model.pieces, {name: ids[i] for name, ids in texts.items()}, max_length=self.max_length)
-            for i in range(len(query_rows))
-        ]
-        return pointwise_scores(self.model.logits(prompts))
-
-
-def open_scorer(
-    kind: str,
-    model: Folder,
-    *,
-    prompt: Prompt | None,
-    queries: Parts,
-    passages: Parts | Chain,
-    max_length: int,
-    precision: Precision,
-    tokens_per_batch: int | None,
-) -> Scorer:
-    """The teacher in this folder, loaded."""
-    if kind == "prompted":
-        assert prompt is not None
-        return PromptScorer(
-            model, prompt=prompt, queries=queries, passages=passages, max_length=max_length, precision=precision,
-            tokens_per_batch=tokens_per_batch,
-        )  # fmt: skip
-    return CrossEncoderScorer(
-        model, queries=queries, passages=passages, max_length=max_length, precision=precision,
-        tokens_per_batch=tokens_per_batch,
-    )  # fmt: skip
-
-
 class PairScorer:
     """Scores blocks of candidates with one teacher: what its book knew is taken, what is computed is added to the book."""
 
@@ -237,7 +123,8 @@ def answer(scorer: Scorer, asked: Asked, scores: NDArray[np.float32], book: Book
         scores[missing] = scorer.scores(left.query_rows, *left.doc_rows)
         if not np.isfinite(scores).all():
             row = int(np.isfinite(scores).argmin())
-            raise ValueError(f"the teacher gave {scores[row]} for pair {row} of this shard; try precision: fp32")
+            name = pair_name(asked.query_rows, asked.doc_rows, row)
+            raise ValueError(f"the teacher gave {scores[row]} for {name}; try precision: fp32")
         book.add(name, keys.entries(left, scores[missing]))
     return int(missing.sum())
 
@@ -259,6 +146,7 @@ def score_pairs(
     precision: Precision,
     kind: str = "cross_encoder",
     prompt: Prompt | None = None,
+    engine: str = "transformers",
 ) -> dict[str, Any]:
     """Candidates with a reranker's raw scores. `teacher.where` is the folder of its files.
 
@@ -266,12 +154,19 @@ def score_pairs(
     """
     pool = parts_of(candidates)
     texts: dict[str, Any] = {"queries": parts_of(query_tokens), "passages": chain_of(passage_tokens)}
-    book = book_of(work, teacher, about_scores(kind, prompt, max_length, precision))
-    known = look_up(work, asked=pool, ask=asked_pairs, pairs=int(pool.rows * mean_depth(pool)), book=book, **texts)
+    book = book_of(work, teacher, about_scores(kind, prompt, max_length, precision, engine))
+    wanted: dict[str, Any] = {"asked": pool, "ask": asked_pairs, "pairs": int(pool.rows * mean_depth(pool)), "book": book}
+    answered = 0
+    if engine != "transformers":
+        assert prompt is not None
+        answered = fill_book(
+            work, **wanted, **texts, model=teacher.where, prompt=prompt, max_length=max_length, precision=precision
+        )
+    known = look_up(work, **wanted, **texts)
     results = work.cluster.map(
         PairScorer,
         {
-            "kind": kind,
+            "kind": kind if engine == "transformers" else "answered",
             "prompt": prompt,
             "known": known,
             "book": book,
@@ -293,12 +188,20 @@ def score_pairs(
     # The rate is this attempt's.
     computed, busy = sum(r["pairs"] for r in results), sum(r["busy_seconds"] for r in results)
     rate = computed / busy if busy and computed else None
-    return {"rows": pool.rows, "unit": "queries", **total_counts(work, "pairs", "taken"), "per_second": rate}
+    total = total_counts(work, "pairs", "taken")
+    total = {"pairs": total["pairs"] + answered, "taken": total["taken"] - answered}
+    return {"rows": pool.rows, "unit": "queries", **total, "per_second": rate}
 
 
-def about_scores(kind: str, prompt: Prompt | None, max_length: int, precision: Precision) -> dict[str, Any]:
-    """What besides weights and tokenizer decides a score, and enters the name of a teacher's book."""
-    return {"kind": kind, "prompt": canonical(prompt), "max_length": max_length, "precision": precision}
+def about_scores(
+    kind: str, prompt: Prompt | None, max_length: int, precision: Precision, engine: str = "transformers"
+) -> dict[str, Any]:
+    """What besides weights and tokenizer decides a score, and enters the name of a teacher's book.
+
+    Two engines' scores differ in their last bits, or in bf16 by more, so that a list must not be put together from both.
+    """
+    other = {} if engine == "transformers" else {"engine": engine}
+    return {"kind": kind, "prompt": canonical(prompt), "max_length": max_length, "precision": precision, **other}
 
 
 class VectorScorer:

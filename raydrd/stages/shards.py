@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from raydrd.spine.parts import Chain, Parts, found_ranges, part_name, ranges
 from raydrd.spine.progress import say
+from raydrd.spine.ragged import FlatTokens
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Work
 
@@ -39,9 +40,14 @@ def rows_written(work: Work) -> int:
 
 def write_counted(out: Folder, name: str, table: pa.Table, **counts: float) -> dict[str, Any]:
     """Write a shard with its counts beside it, and return these. Counts come first: a shard that is there has them."""
-    out.write_json(_counts_of(name), counts)
+    note_counts(out, name, **counts)
     out.write_table(name, table)
     return dict(counts)
+
+
+def note_counts(out: Folder, name: str, **counts: float) -> None:
+    """The counts of a shard that is about to be written."""
+    out.write_json(_counts_of(name), counts)
 
 
 def total_counts(work: Work, *names: str, under: str = "") -> dict[str, Any]:
@@ -69,6 +75,12 @@ def parts_of(artifact: Artifact) -> Parts:
     """The parts of an artifact whose shards are one table."""
     names = [name.removeprefix("shards/") for name in artifact.manifest["files"] if name.startswith("shards/")]
     return Parts.of(artifact.shards, names)
+
+
+def tokens_of(artifact: Artifact) -> FlatTokens:
+    """The token vectors of an artifact as rows of their own."""
+    texts = parts_of(artifact)
+    return FlatTokens.of(texts, [int(artifact.shards.read_json(_counts_of(part.name))["tokens"]) for part in texts.parts])
 
 
 def chain_of(artifacts: Artifact | list[Artifact]) -> Parts | Chain:

@@ -9,8 +9,12 @@ from typing import Any
 from uuid import uuid4
 
 from raydrd.errors import InputError, StageError
+from raydrd.methods.nested import Nested
 from raydrd.methods.objectives import Objective
+from raydrd.methods.tokenwise import TokenObjective
 from raydrd.methods.wordmaps import WordMaps
+from raydrd.models.adapters import Lora
+from raydrd.models.latelayout import TOKENS
 from raydrd.spine.cluster import Cluster, own_threads, room, shared_or_refuse
 from raydrd.spine.parts import Chain, Parts
 from raydrd.spine.precision import Precision
@@ -35,17 +39,19 @@ def train(
     lists: Artifact,
     query_tokens: Artifact,
     passage_tokens: Artifact | list[Artifact],
-    objective: Objective,
+    objective: Objective | Nested | TokenObjective,
     config: TrainConfig,
     precision: Precision,
     teacher_vectors: dict[str, Artifact] | None = None,
     words: WordMaps | None = None,
     word_teacher: Artifact | None = None,
+    lora: Lora | None = None,
 ) -> dict[str, Any]:
     """A student that has learnt `objective` on training lists, from the weights of `start` with a new optimizer.
 
     Several `passage_tokens` follow one another: the corpus, then passages written for queries. `teacher_vectors` (query,
-    passage) are read by terms over the whole batch; `words` with its cross-encoder adds MD2PR's word level.
+    passage) are read by terms over the whole batch; `words` with its cross-encoder adds MD2PR's word level. `lora`: only
+    adapters learn, which are merged into the weights in the end.
     """
     examples = ListExamples(
         lists=parts_of(lists),
@@ -55,7 +61,7 @@ def train(
         teacher_vectors={role: parts_of(made) for role, made in (teacher_vectors or {}).items()},
     )
     count = int(lists.metrics["rows"])
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"lora": lora}
     if words is not None:
         assert word_teacher is not None
         more["words"] = WordTeacher(rule=words, model=model_folder(word_teacher), seed=config.seed)
@@ -101,30 +107,37 @@ def imitate(
     passage_tokens: Artifact,
     query_vectors: Artifact,
     passage_vectors: Artifact,
-    objective: Objective,
+    objective: Objective | TokenObjective,
     config: TrainConfig,
     precision: Precision,
+    also: dict[str, Artifact] | None = None,
+    lora: Lora | None = None,
 ) -> dict[str, Any]:
-    """A cut student that has learnt to give the vectors of its uncut original."""
+    """A cut student that has learnt to give the vectors of its uncut original, one a text or one a token.
+
+    also: a hybrid's token vectors by role (query, passage), where the others are its pooled ones.
+    """
     stores = (
         ("query", parts_of(query_tokens), parts_of(query_vectors)),
         ("passage", parts_of(passage_tokens), parts_of(passage_vectors)),
     )
+    named = tuple((role + TOKENS, role, parts_of(made)) for role, made in (also or {}).items())
     count = stores[0][1].rows + stores[1][1].rows
-    return _run(work, start, TextExamples(stores), objective, config, precision, examples_count=count)
+    return _run(work, start, TextExamples(stores, named), objective, config, precision, examples_count=count, lora=lora)
 
 
 def _run(
     work: Work,
     start: Artifact,
     examples: ListExamples | TextExamples,
-    objective: Objective,
+    objective: Objective | Nested | TokenObjective,
     config: TrainConfig,
     precision: Precision,
     *,
     examples_count: int,
     max_length: int | None = None,
     words: WordTeacher | None = None,
+    lora: Lora | None = None,
 ) -> dict[str, Any]:
     from raydrd.training import notes
     from raydrd.training.job import Job
@@ -144,6 +157,7 @@ def _run(
         save_seconds=resources.save_seconds,
         max_length=max_length,
         words=words,
+        lora=lora,
     )
     for name in (ERROR, notes.FAULT):
         job.scratch.delete_file(name)
@@ -179,7 +193,7 @@ def worker(setup: dict[str, Any]) -> None:
     """What one worker runs: its device, its place among the ranks, the loop."""
     import torch
 
-    from raydrd.models.devices import keep_freed_memory, this_device
+    from raydrd.models.devices import give_memory_back, keep_freed_memory, this_device
     from raydrd.training.comm import Alone, Ranks
     from raydrd.training.loop import train_loop
 
@@ -207,6 +221,7 @@ def worker(setup: dict[str, Any]) -> None:
     finally:
         # What this process embeds next has the threads that it has in a run that found this training finished.
         torch.set_num_threads(before)
+        give_memory_back()
 
 
 @dataclass(frozen=True)

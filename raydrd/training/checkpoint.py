@@ -1,4 +1,4 @@
-"""Checkpoints of the loop: weights, optimizer moments and the loss curve, as safetensors; one file, written whole.
+"""Checkpoints of the loop: weights that learn, optimizer moments and the loss curve, as safetensors; one file, written whole.
 
 Order, learning rate and dropout are functions of the step, so nothing else is needed to go on as if nothing happened.
 """
@@ -21,7 +21,7 @@ Curve = list[list[float]]
 def save(folder: Folder, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, curve: Curve) -> None:
     """`checkpoint-STEP.safetensors`; older ones are removed once it is there."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    tensors = {f"model.{name}": value.detach().cpu() for name, value in model.named_parameters()}
+    tensors = {f"model.{name}": value.detach().cpu() for name, value in model.named_parameters() if value.requires_grad}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             tensors[f"optimizer.{names[id(parameter)]}.{key}"] = torch.as_tensor(value).detach().cpu()
@@ -46,7 +46,8 @@ def restore(folder: Folder, *, step: int, model: nn.Module, optimizer: torch.opt
     groups: dict[str, dict[str, Tensor]] = {}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[f"model.{name}"])
+            if parameter.requires_grad:  # the others are as they were
+                parameter.copy_(tensors[f"model.{name}"])
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             name, _, field = key.removeprefix("optimizer.").rpartition(".")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raydrd.methods.nested import Nested
 from raydrd.methods.objectives import Objective
+from raydrd.methods.tokenwise import TokenObjective
+from raydrd.models.adapters import Lora
 from raydrd.spine.precision import Precision
 from raydrd.spine.storage import Folder
 from raydrd.training.plan import TrainConfig
@@ -18,7 +21,7 @@ class Job:
 
     start: Folder
     examples: ListExamples | TextExamples
-    objective: Objective
+    objective: Objective | Nested | TokenObjective
     config: TrainConfig
     precision: Precision
     scratch: Folder
@@ -28,3 +31,4 @@ class Job:
     save_seconds: float
     max_length: int | None = None  # of a cross-encoder's input; None: a bi-encoder is trained, its layout says
     words: WordTeacher | None = None
+    lora: Lora | None = None  # only adapters learn; what is saved is a plain model

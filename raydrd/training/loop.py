@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from raydrd.models.encoders import BiEncoder, load_biencoder, save_biencoder
-from raydrd.models.layout import Layout, describe, describe_reranker, folder_digest, read_layout
+from raydrd.models.adapters import add_adapters, merge_adapters
+from raydrd.models.encoders import BiEncoder, save_biencoder
+from raydrd.models.late import LateEncoder, load_student, save_late
+from raydrd.models.latelayout import describe_late, read_student
+from raydrd.models.layout import Layout, describe, describe_reranker, folder_digest
 from raydrd.models.rerankers import CrossEncoder, load_reranker, save_reranker
 from raydrd.spine.parts import TokenReader
 from raydrd.training import checkpoint
@@ -41,12 +44,14 @@ def train_loop(job: Job, comm: Alone | Ranks, device: torch.device) -> None:
 def _train(job: Job, comm: Alone | Ranks, device: torch.device, note: Note) -> None:
     config = job.config
     path = job.start.local_folder()
-    layout = read_layout(path) if job.max_length is None else None
-    model: BiEncoder | CrossEncoder = (load_biencoder(path) if layout else load_reranker(path)).to(device)
+    layout, late = read_student(path) if job.max_length is None else (None, None)
+    model: BiEncoder | LateEncoder | CrossEncoder = (load_student(path) if layout else load_reranker(path)).to(device)
     if config.dropout is not None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = config.dropout
+    if job.lora is not None:  # after the line above: adapters have a dropout of their own
+        add_adapters(model.bodies(), job.lora, seed=config.seed)
     if config.gradient_checkpointing:
         for body in model.bodies():
             body.activation_checkpointing_enable({"use_reentrant": False})
@@ -61,14 +66,15 @@ def _train(job: Job, comm: Alone | Ranks, device: torch.device, note: Note) -> N
         raise ValueError("there are no examples to train on: every query was dropped by the rule")
     budget = job.tokens_per_batch or (65_536 if device.type == "cuda" else 4096)
     readers = {role: TokenReader(parts) for role, parts in job.examples.tokens.items()}
-    texts = Texts(path, layout, readers, budget, job.max_length or 0)
+    texts = Texts(path, layout, readers, budget, job.max_length or 0, late)
     words = None
     trained: nn.Module = model
     if job.words is not None:
-        assert isinstance(model, BiEncoder) and layout is not None
+        assert isinstance(model, BiEncoder | LateEncoder) and layout is not None
         words = Words(
-            job.words, model=model, special=texts.special, layout=layout, tokens=readers, precision=job.precision, device=device
-        )
+            job.words, model=model, special=texts.special, layout=layout, tokens=readers, precision=job.precision,
+            device=device, reading=texts.reading,
+        )  # fmt: skip
         trained = nn.ModuleDict({"model": model} | ({"projection": words.projection} if words.projection else {}))
     optimizer = adamw(trained, config)
     steps = config.steps(len(source))
@@ -117,14 +123,22 @@ def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, eps=config.adam_epsilon, fused=True)
 
 
-def finish(model: BiEncoder | CrossEncoder, layout: Layout | None, path: Path, job: Job, curve: checkpoint.Curve) -> None:
+def finish(
+    model: BiEncoder | LateEncoder | CrossEncoder, layout: Layout | None, path: Path, job: Job, curve: checkpoint.Curve
+) -> None:
     """The trained model as a folder, then the curve: its presence says that training ended."""
+    if job.lora is not None:
+        merge_adapters(model.bodies())
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         if isinstance(model, BiEncoder):
             assert layout is not None
             save_biencoder(model.cpu(), layout, folder, tokenizer_from=path / layout.passage_folder)
             about = describe(folder)
+        elif isinstance(model, LateEncoder):
+            assert layout is not None
+            save_late(model.cpu(), layout, folder, tokenizer_from=path / layout.passage_folder)
+            about = describe_late(folder)
         else:
             save_reranker(model.cpu(), folder, tokenizer_from=path)
             about = {**describe_reranker(folder), "weights": folder_digest(folder)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from raydrd.methods.lists import DARK, POSITIVE
 from raydrd.methods.objectives import DuelBatch, ListBatch, TextBatch
 from raydrd.spine.parts import Chain, Parts, VectorReader
+from raydrd.spine.ragged import COLUMN, RaggedReader
 
 Form = Literal["texts", "pairs", "duels"]
 
@@ -39,9 +41,13 @@ class ListExamples:
 
 @dataclass(frozen=True)
 class TextExamples:
-    """Texts of several token stores with their target vectors: (role, tokens, vectors) each."""
+    """Texts of several token stores with their target vectors: (role, tokens, vectors) each.
+
+    Vectors are one a text or one a token. also: names of targets of the same texts (`query tokens`, ..) with their role.
+    """
 
     stores: tuple[tuple[str, Parts, Parts], ...]
+    also: tuple[tuple[str, str, Parts], ...] = ()
 
     @property
     def tokens(self) -> dict[str, Parts]:
@@ -187,12 +193,19 @@ class ListSource:
         return max(self.examples.group, most + 1)
 
 
+def open_targets(vectors: Parts) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
+    """What gives rows of stored vectors as float32: [rows, D], or [rows, longest, D] of those that are one a token."""
+    first = vectors.read(vectors.parts[0])
+    return RaggedReader(vectors).padded if COLUMN in first.column_names else VectorReader(vectors).take
+
+
 class TextSource:
     """Texts of all stores as one numbering."""
 
     def __init__(self, examples: TextExamples) -> None:
         self.roles = [role for role, _, _ in examples.stores]
-        self.targets = [VectorReader(vectors) for _, _, vectors in examples.stores]
+        self.targets = [open_targets(vectors) for _, _, vectors in examples.stores]
+        self.also = [(name, role, open_targets(vectors)) for name, role, vectors in examples.also]
         sizes = [tokens.rows for _, tokens, _ in examples.stores]
         self.starts = np.concatenate([[0], np.cumsum(sizes)])
 
@@ -205,7 +218,8 @@ class TextSource:
             here = np.sort(numbers[(numbers >= self.starts[n]) & (numbers < self.starts[n + 1])] - self.starts[n])
             if len(here):
                 rows[role] = torch.from_numpy(here)
-                targets[role] = torch.from_numpy(self.targets[n].take(here))
+                targets[role] = torch.from_numpy(self.targets[n](here))
+                targets |= {name: torch.from_numpy(take(here)) for name, of, take in self.also if of == role}
         return TextBatch(rows=rows, targets=targets)
 
     def width(self) -> int | None:

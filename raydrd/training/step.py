@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydrd.errors import StageError
+from raydrd.methods.maxsim import widened
 from raydrd.methods.objectives import Vectors
 from raydrd.models.devices import fitting
 from raydrd.models.encoders import BiEncoder
+from raydrd.models.late import LateEncoder
 from raydrd.models.rerankers import CrossEncoder
 from raydrd.training.comm import Alone, Ranks
 from raydrd.training.job import Job
@@ -25,6 +27,7 @@ from raydrd.training.words import Words, chosen
 
 WORD_QUERIES = 8  # queries whose token states are held at once
 MISFIT = "ranks whose memory was too small"
+Made = dict[str, Tensor]  # what a model gives of a chunk of texts; its names stand behind the role's in the whole batch
 
 
 class Step:
@@ -40,11 +43,12 @@ class Step:
         job: Job,
         comm: Alone | Ranks,
         device: torch.device,
-        model: BiEncoder | CrossEncoder,
+        model: BiEncoder | LateEncoder | CrossEncoder,
         texts: Texts,
         words: Words | None = None,
     ) -> None:
         self.job, self.comm, self.device, self.model, self.texts, self.words = job, comm, device, model, texts, words
+        self.shapes = model.shapes if isinstance(model, LateEncoder) else {"": (model.width,)}
         self.objective: Any = job.objective
         # The loss must see all lists of the step: vectors are cached, not lists cut.
         pacing = getattr(job.objective, "pacing", None)
@@ -172,7 +176,7 @@ class Step:
         """Vectors of the distinct texts of a batch, in their order; with a graph if they are one group."""
         if len(cut) == 1:
             return self._ordered(rows, chunks, self._forward(rows, chunks))
-        made: list[Tensor] = []
+        made: list[Made] = []
         with torch.no_grad():
             for group, seed in zip(cut, seeds, strict=True):
                 torch.manual_seed(seed)
@@ -189,9 +193,14 @@ class Step:
         for group, seed in zip(cut, seeds, strict=True):
             torch.manual_seed(seed)
             made = zip(group, self._forward(rows, group), strict=True)
-            found = [(v, slopes[r][torch.from_numpy(places).to(self.device)]) for (r, places), v in made if r in slopes]
+            found = [
+                (v, slopes[r + name][torch.from_numpy(places).to(self.device)])
+                for (r, places), named in made
+                for name, v in named.items()
+                if r + name in slopes
+            ]
             if found:
-                torch.stack([(v * slope).sum() for v, slope in found]).sum().backward()
+                torch.stack([(v * slope[:, : v.shape[1]]).sum() for v, slope in found]).sum().backward()
         return True
 
     def _words(
@@ -226,24 +235,32 @@ class Step:
         return counts
 
     def _zeros(self, batch: Any) -> Vectors:
-        return {role: torch.zeros(len(rows), self.model.width, device=self.device) for role, rows in batch.rows.items()}
+        return {
+            role + name: torch.zeros(len(rows), *shape, device=self.device)
+            for role, rows in batch.rows.items()
+            for name, shape in self.shapes.items()
+        }
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.job.precision == "bf16")
 
-    def _ordered(self, rows: dict[str, Tensor], chunks: list[Chunk], made: list[Tensor]) -> Vectors:
-        """Vectors of chunks put back into the order of the batch's texts."""
+    def _ordered(self, rows: dict[str, Tensor], chunks: list[Chunk], made: list[Made]) -> Vectors:
+        """Vectors of chunks put back into the order of the batch's texts; token vectors up to the longest text's."""
         vectors: Vectors = {}
         for role in rows:
-            parts = [(places, v) for (r, places), v in zip(chunks, made, strict=True) if r == role]
+            parts = [(places, named) for (r, places), named in zip(chunks, made, strict=True) if r == role]
             order = np.argsort(np.concatenate([places for places, _ in parts]), kind="stable")
-            vectors[role] = torch.cat([v for _, v in parts])[torch.from_numpy(order).to(self.device)]
+            for name, shape in self.shapes.items():
+                found = [named[name] for _, named in parts]
+                if len(shape) == 2:
+                    found = [widened(one, max(each.shape[1] for each in found)) for one in found]
+                vectors[role + name] = torch.cat(found)[torch.from_numpy(order).to(self.device)]
         return vectors
 
-    def _forward(self, rows: dict[str, Tensor], group: list[Chunk]) -> list[Tensor]:
+    def _forward(self, rows: dict[str, Tensor], group: list[Chunk]) -> list[Made]:
         with self._autocast():
-            made: list[Tensor] = self.model([self.texts.inputs(rows, chunk, self.device) for chunk in group])
-        return made
+            made = self.model([self.texts.inputs(rows, chunk, self.device) for chunk in group])
+        return [one if isinstance(one, dict) else {"": one} for one in made]
 
     def _to_device(self, batch: Any, progress: float) -> Any:
         batch.progress = progress

@@ -19,6 +19,7 @@ from raydrd.methods.objectives import ListBatch
 from raydrd.methods.wordmaps import TeacherMaps, WordMaps, content_ids, content_states, make_projection, student_maps, word_loss
 from raydrd.models.batching import SpecialTokens
 from raydrd.models.encoders import BiEncoder
+from raydrd.models.late import LateEncoder, Reading
 from raydrd.models.layout import Layout
 from raydrd.spine.parts import TokenReader
 from raydrd.spine.precision import Precision
@@ -54,13 +55,15 @@ class Words:
         self,
         setup: WordTeacher,
         *,
-        model: BiEncoder,
+        model: BiEncoder | LateEncoder,
         special: SpecialTokens,
         layout: Layout,
         tokens: dict[str, TokenReader],
         precision: Precision,
         device: torch.device,
+        reading: Reading | None = None,
     ) -> None:
+        self.reading = reading
         self.rule, self.model, self.special, self.layout, self.tokens = setup.rule, model, special, layout, tokens
         self.precision, self.device = precision, device
         self.teacher = TeacherMaps(setup.model.local_folder(), layers=setup.rule.layers, precision=precision, device=device)
@@ -76,7 +79,7 @@ class Words:
         query_rows = batch.rows["query"].cpu().numpy()[pairs_P2[:, 0].numpy()]
         doc_rows = batch.doc_rows_QN.cpu().numpy()[tuple(pairs_P2.T.numpy())]
         ids = {
-            role: content_ids(self.tokens[role].take(rows), self.special, self.layout.max_len(role))
+            role: content_ids(self.tokens[role].take(rows), self.special, self._limit(role))
             for role, rows in (("query", query_rows), ("passage", doc_rows))
         }
         maps = self.teacher(ids["query"], ids["passage"])
@@ -93,10 +96,23 @@ class Words:
             directions=self.rule.directions,
         )
 
+    def _marked(self, role: str) -> bool:
+        return self.reading is not None and self.reading.markers[role] is not None
+
+    def _limit(self, role: str) -> int:
+        """Tokens that a text is cut at, without a late-interaction student's marker."""
+        return self.layout.max_len(role) - self._marked(role)
+
     def _states(self, role: str, ids: list[Any]) -> tuple[Tensor, Tensor]:
-        limit = self.layout.max_len(role)
-        inputs = self.special.model_inputs([self.special.single(np.asarray(one, dtype=np.int32), limit) for one in ids])
+        texts = [np.asarray(one, dtype=np.int32) for one in ids]
+        if self.reading is not None:
+            sequences = [self.reading.single(role, one) for one in texts]
+        else:
+            sequences = [self.special.single(one, self._limit(role)) for one in texts]
+        inputs = self.special.model_inputs(sequences)
         mask = inputs["attention_mask"].to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             states = self.model.tower(role).states(inputs["input_ids"].to(self.device), mask)
+        if self._marked(role):  # it is read, and no word
+            states, mask = torch.cat([states[:, :1], states[:, 2:]], dim=1), mask[:, 1:]
         return content_states(states, mask, self.special)

@@ -1,4 +1,4 @@
-"""Prompts for teachers that answer with one token: as values, and as token ids with texts put in.
+"""Prompts as token ids, with texts put in.
 
 Pure: no torch, no files. A tokenizer is any Hugging Face one. Texts come as ids made without special tokens, and only
 they are cut to fit, never the prompt's own words: cutting a joint prompt on the right removes the second document and
@@ -7,109 +7,19 @@ the question at the end.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
-from raydrd.config import Frozen
 from raydrd.errors import InputError
+from raydrd.models.prompts.form import SLOT, Prompt, Question
 
 Ids = NDArray[np.int32]
 
-_SLOT = re.compile(r"\{(\w*)\}")
-_POINTWISE, _PAIRWISE = {"query", "passage"}, {"query", "a", "b"}
 _QUERY_SHARE = 4  # a query may take a quarter of the room, more only where the passages leave it
-
-
-class Prompt(Frozen):
-    """What a language model is asked, and the two words it may answer with.
-
-    `template` holds {query} and {passage} (pointwise: how relevant), or {query}, {a} and {b} (pairwise: is a more
-    relevant than b); the query may come more than once, all other braces are plain text. For models with a byte-level
-    vocabulary (Llama 3, Qwen, GPT) put a line break before a placeholder, not a space: the texts' first word then has
-    the ids it has in ordinary text.
-    """
-
-    template: str = Field(description="the question; {query} and {passage}, or {query}, {a} and {b}, stand for the texts")
-    positive: str = Field(description="answer for relevant, or for a before b; one token")
-    negative: str = Field(description="answer for not relevant, or for b before a; one token")
-    chat: bool = Field(False, description="send it as a user's message, in the tokenizer's chat template")
-
-    @model_validator(mode="after")
-    def _sound(self) -> Self:
-        slots = _SLOT.findall(self.template)
-        if set(slots) not in (_POINTWISE, _PAIRWISE):
-            found = ", ".join(f"{{{slot}}}" for slot in dict.fromkeys(slots)) or "no placeholder"
-            raise ValueError(
-                f"the template has {found}; write {{query}} and {{passage}} to score one passage, "
-                "or {query}, {a} and {b} to compare two"
-            )
-        twice = next((slot for slot in slots if slot != "query" and slots.count(slot) > 1), None)
-        if twice:
-            raise ValueError(f"the template has {{{twice}}} {slots.count(twice)} times; a passage may come once only")
-        if self.template.endswith(" "):
-            raise ValueError("the template ends with a space, which the answer's token brings along; cut it off")
-        for name, answer in (("positive", self.positive), ("negative", self.negative)):
-            if not answer or answer != answer.strip():
-                raise ValueError(f"{name}={answer!r}: write one word without spaces around it, such as Yes")
-        if self.positive == self.negative:
-            raise ValueError(f"positive and negative are both {self.positive!r}; the two answers must differ")
-        return self
-
-    @property
-    def pairwise(self) -> bool:
-        """Two passages are compared."""
-        return "{a}" in self.template
-
-
-# Nogueira et al., Findings of EMNLP 2020 (monoT5); Pradeep et al., arXiv 2101.05667 (duoT5): the form they were trained on.
-MONOT5 = Prompt(template="Query: {query} Document: {passage} Relevant:", positive="true", negative="false", chat=False)
-DUOT5 = Prompt(template="Query: {query} Document0: {a} Document1: {b} Relevant:", positive="true", negative="false", chat=False)
-
-YES_NO = Prompt(
-    template=(
-        "Decide whether a passage helps to answer a search query.\n\nPassage:\n{passage}\n\nQuery:\n{query}\n\n"
-        "Does the passage answer the query? Reply with Yes or No only.\n\nAnswer:"
-    ),
-    positive="Yes",
-    negative="No",
-    chat=False,
-)
-A_OR_B = Prompt(
-    template=(
-        "Decide which of two passages is more relevant to a search query.\n\nQuery:\n{query}\n\nPassage A:\n{a}\n\n"
-        "Passage B:\n{b}\n\nWhich passage is more relevant to the query? Reply with the letter A or B only.\n\nAnswer:"
-    ),
-    positive="A",
-    negative="B",
-    chat=False,
-)
-PROMPTS: dict[str, Prompt] = {
-    "monot5": MONOT5,
-    "duot5": DUOT5,
-    "yes_no": YES_NO,
-    "a_or_b": A_OR_B,
-    "yes_no_chat": YES_NO.model_copy(update={"chat": True}),
-    "a_or_b_chat": A_OR_B.model_copy(update={"chat": True}),
-}
-
-
-def prompt_of(choice: str | Prompt) -> Prompt:
-    """The prompt itself, or the ready-made one of that name.
-
-    Raises:
-        InputError: no prompt has this name.
-    """
-    if isinstance(choice, Prompt):
-        return choice
-    if choice not in PROMPTS:
-        raise InputError(f"prompt: {choice!r} is not known; write one of {', '.join(PROMPTS)}, or template, positive, negative")
-    return PROMPTS[choice]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +35,7 @@ class Pieces:
         return sum(map(len, self.fixed))
 
 
-def pieces_of(tokenizer: Any, prompt: Prompt, *, closed: bool) -> Pieces:
+def pieces_of(tokenizer: Any, prompt: Prompt | Question, *, closed: bool) -> Pieces:
     """The fixed part of `prompt`, with the special tokens that `tokenizer(text)` adds or the chat template writes.
 
     `closed`: tokens at the end (T5's </s>) stay. True for an encoder; a causal model goes on from the prompt's last
@@ -135,8 +45,8 @@ def pieces_of(tokenizer: Any, prompt: Prompt, *, closed: bool) -> Pieces:
         InputError: `chat` and the tokenizer has no chat template, or one that loses the placeholders.
     """
     text = _rendered(tokenizer, prompt)
-    first, *others = _SLOT.split(text)[::2]
-    slots = tuple(_SLOT.findall(text))
+    first, *others = SLOT.split(text)[::2]
+    slots = tuple(SLOT.findall(text))
     if _carries_space(tokenizer):
         first, others = first.removesuffix(" "), [*(part.removesuffix(" ") for part in others[:-1]), *others[-1:]]
     before, after = ([], []) if prompt.chat else _special_tokens(tokenizer)
@@ -168,15 +78,25 @@ def assemble(pieces: Pieces, texts: Mapping[str, Ids], *, max_length: int) -> Id
 
 
 def shares(query: int, passages: Sequence[int], *, room: int, repeats: int = 1) -> tuple[int, tuple[int, ...]]:
-    """Tokens that a query (there `repeats` times) and one or two passages keep of `room`.
+    """Tokens that a query (there `repeats` times) and its passages keep of `room`.
 
     The query keeps up to a quarter, or what the passages do not need if that is more. Passages share the rest
-    equally; what one does not need goes to the other. Two passages are cut alike in either order, so an odd token is
-    left unused.
+    equally; what one does not need goes to the others. Those that are cut are cut alike, whatever their order, so an odd
+    token is left unused.
     """
     kept_query = min(query, max(1, max(room // _QUERY_SHARE, room - sum(passages)) // repeats))
-    rest, equal = room - kept_query * repeats, (room - kept_query * repeats) // len(passages)
-    return kept_query, tuple(min(own, max(equal, rest - (sum(passages) - own))) for own in passages)
+    most = _level(passages, room - kept_query * repeats)
+    return kept_query, tuple(min(own, most) for own in passages)
+
+
+def _level(lengths: Sequence[int], room: int) -> int:
+    """The most that each may keep, so that all together fit into `room`."""
+    for place, length in enumerate(sorted(lengths)):
+        left = len(lengths) - place
+        if length * left > room:
+            return room // left
+        room -= length
+    return max(lengths, default=0)
 
 
 def answer_ids(tokenizer: Any, prompt: Prompt, *, closed: bool) -> tuple[int, int]:
@@ -192,7 +112,7 @@ def answer_ids(tokenizer: Any, prompt: Prompt, *, closed: bool) -> tuple[int, in
     glues, end = ("", " "), ""
     if not closed:
         text = _rendered(tokenizer, prompt)
-        glues, end = _glues(tokenizer, prompt, text), _SLOT.split(text)[-1]
+        glues, end = _glues(tokenizer, prompt, text), SLOT.split(text)[-1]
     found = {}
     for glue in glues:
         positive, negative = (_continued(tokenizer, end, glue + word) for word in (prompt.positive, prompt.negative))
@@ -222,14 +142,14 @@ def _glues(tokenizer: Any, prompt: Prompt, text: str) -> tuple[str, str]:
     return ("", " ") if bare_first else (" ", "")
 
 
-def _rendered(tokenizer: Any, prompt: Prompt) -> str:
+def _rendered(tokenizer: Any, prompt: Prompt | Question) -> str:
     """The text that is tokenised, placeholders still in it."""
     if not prompt.chat:
         return prompt.template
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("prompt: this model's tokenizer has no chat template; write chat: false, or choose an instruct model")
     text = _chat(tokenizer, [{"role": "user", "content": prompt.template}], open_turn=True)
-    if _SLOT.findall(text) != _SLOT.findall(prompt.template):
+    if SLOT.findall(text) != SLOT.findall(prompt.template):
         raise InputError("prompt: this tokenizer's chat template changes the placeholders; write chat: false")
     return text
 

@@ -1,0 +1,100 @@
+"""The student in the form that ships: its vectors cut and kept as `vectors` says, asked as an index of them is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raydrd.flow.lab import Lab
+from raydrd.flow.retrieve import retrieve, tokens, vectors
+from raydrd.flow.servelate import bytes_of, late_run, served_tokens
+from raydrd.setting import Served
+from raydrd.spine.store import Artifact
+from raydrd.stages.adopt import layout_of
+from raydrd.stages.cutting import cut_vectors
+from raydrd.stages.index import build_index
+from raydrd.stages.indexfile import bytes_each, made
+from raydrd.stages.lookup import search_index
+from raydrd.stages.race import race
+from raydrd.stages.search import search
+
+
+def served_vectors(lab: Lab, student: Artifact, data: Artifact, name: str, label: str) -> Artifact:
+    """Vectors of table `name`, cut where `vectors.dim` says so."""
+    whole, dim = vectors(lab.store, student, data, name, lab.precision, label), lab.cfg.vectors.dim
+    if dim is None or dim == student.metrics.get("width"):
+        return whole
+    what = "passages" if name == "corpus" else f"{name.removeprefix('queries/')} queries"
+    normalize = layout_of(student).normalize
+    return lab.store.run(cut_vectors, f"cut {what} ({label})", vectors=whole, dim=dim, normalize=normalize)
+
+
+def served_index(lab: Lab, student: Artifact, data: Artifact, label: str, stage_label: str = "") -> Artifact:
+    """The FAISS index of a collection's passages that ships, or that would."""
+    passages = served_vectors(lab, student, data, "corpus", label)
+    return lab.store.run(build_index, stage_label or f"index ({label})", vectors=passages, data=data, factory=lab.cfg.factory)
+
+
+def as_shipped(lab: Lab, student: Artifact, data: Artifact, name: str, *, k: int, label: str) -> Artifact:
+    """The k best passages a query of table `name`, by the vectors that ship.
+
+    float32 vectors are searched exactly, as a Flat index does (another `index` is measured against that). int8 and
+    binary ones are searched in an index of the collection's passages, for dev as for test.
+    """
+    form = lab.cfg.vectors
+    if lab.cfg.student.tokens:
+        return late_run(lab, student, data, name, k=k, label=label)
+    if form == Served():
+        return retrieve(lab, student, data, name, k=k, label=label)
+    queries = served_vectors(lab, student, data, name, label)
+    what = f"search {name.removeprefix('queries/')} ({label})"
+    if form.type == "float32":
+        passages = served_vectors(lab, student, data, "corpus", label)
+        return lab.store.run(search, what, queries=queries, passages=passages, k=k)
+    index = served_index(lab, student, data, label)
+    return lab.store.run(search_index, what, index=index, queries=queries, k=k)
+
+
+def served_form(lab: Lab, student: Artifact) -> dict[str, Any] | None:
+    """dim, of (the student's own), type and bytes a passage; None where vectors ship as the student gives them."""
+    if lab.cfg.vectors == Served():
+        return None
+    found = size_of(lab, student)
+    bytes_ = found["bytes_per_passage"]
+    return {"dim": found["dim"], "of": int(student.metrics["width"]), "type": found["type"], "bytes": bytes_}
+
+
+def served_words(lab: Lab, student: Artifact) -> str:
+    """`, served as 96 dimensions, int8`; empty where vectors ship as the student gives them."""
+    found = served_form(lab, student)
+    return f", served as {found['dim']} dimensions, {found['type']}" if found else ""
+
+
+def size_of(lab: Lab, student: Artifact) -> dict[str, Any]:
+    """What a student takes where it is used: layers, dimensions and number type of its vectors, index, bytes a passage.
+
+    bytes_per_passage: of the index, ids apart; None for a kind of index that does not tell before it is built.
+    """
+    if lab.cfg.student.tokens:
+        about = {"type": lab.cfg.late.type, "index": f"MaxSim, {lab.cfg.late.candidates}"}
+        sized = bytes_of(served_tokens(lab, student, lab.data, "after"))
+        return {
+            "layers": int(student.metrics["layers"]),
+            "dim": student.metrics["late"]["dim"],
+            **about,
+            "bytes_per_passage": sized,
+        }
+    dim = lab.cfg.vectors.dim or int(student.metrics["width"])
+    return {
+        "layers": int(student.metrics["layers"]),
+        "dim": dim,
+        "type": lab.cfg.vectors.type,
+        "index": lab.cfg.index,
+        "bytes_per_passage": bytes_each(made(lab.cfg.factory, dim)),
+    }
+
+
+def encoding_speed(lab: Lab, students: list[Artifact]) -> list[float]:
+    """Passages a second of each student, in their order, on passages of the corpus; timed side by side, now or before."""
+    own = [tokens(lab.store, one, lab.data, "corpus") for one in students]
+    raced = lab.store.run(race, "encoding speeds", models=students, tokens=own, precision=lab.precision)
+    return [float(speed) for speed in raced.metrics["per_second"]]
