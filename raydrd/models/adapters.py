@@ -49,7 +49,8 @@ def add_adapters(bodies: list[Any], lora: Lora, *, seed: int) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none")
+    alpha: Any = lora.alpha  # annotated as a whole number there; any will do
+    config = LoraConfig(r=lora.r, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the same first adapters on every rank, and after every restart
         for body in bodies:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -189,18 +190,17 @@ class Anchorer:
 
     def __init__(self, *, lists: Parts, queries: Parts, passages: Parts | Chain, out: Folder, tokens: bool) -> None:
         self.lists, self.out = lists, out
-        if tokens:
-            ragged = RaggedReader(queries), RaggedReader(passages)
-            self.scores = lambda query_rows, doc_rows: pair_scores(*ragged, query_rows, doc_rows)
-        else:
-            self.queries, self.passages = VectorReader(queries), VectorReader(passages)
-            self.scores = self._products
+        self.ragged = (RaggedReader(queries), RaggedReader(passages)) if tokens else None
+        self.vectors = (VectorReader(queries), VectorReader(passages)) if not tokens else None
 
-    def _products(self, query_rows: NDArray[np.int64], doc_rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def scores(self, query_rows: NDArray[np.int64], doc_rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        if self.ragged is not None:
+            return pair_scores(*self.ragged, query_rows, doc_rows)
+        assert self.vectors is not None
         scores = np.empty(len(doc_rows), dtype=np.float32)
         for lo in range(0, len(doc_rows), 16_384):  # bounds the copies of vectors
             block = slice(lo, lo + 16_384)
-            q, p = self.queries.take(query_rows[block]), self.passages.take(doc_rows[block])
+            q, p = (reader.take(rows[block]) for reader, rows in zip(self.vectors, (query_rows, doc_rows), strict=True))
             scores[block] = np.einsum("nd,nd->n", q, p)
         return scores
 
@@ -210,7 +210,7 @@ class Anchorer:
         docs = lists["doc_rows"].combine_chunks()
         counts = docs.value_lengths().to_numpy(zero_copy_only=False)
         query_rows, doc_rows = np.repeat(lists["query_row"].to_numpy(), counts), docs.flatten().to_numpy()
-        scores: Any = self.scores(query_rows, doc_rows)
+        scores = self.scores(query_rows, doc_rows)
         offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
         column = pa.ListArray.from_arrays(offsets, pa.array(scores))
         self.out.write_table(
