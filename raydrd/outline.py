@@ -100,8 +100,8 @@ def outline(name: str, inputs: dict[str, Any]) -> str:
         case "sample_pairs" | "learn_threshold":
             return _fields(inputs["rule"])
         case "write_dark":
-            rule = inputs["rule"]
-            return f"up to {rule.reinforced} reinforced and {rule.noisy} noisy kept, {rule.built} built of each"
+            rule = inputs["rule"]  # as far as it decides the texts: how many of them lists keep does not
+            return f"up to {rule.reinforced} reinforced and {rule.noisy} noisy built"
         case "score_duels":
             return f"{inputs['max_length']} tokens{', both orders' if inputs['symmetrize'] else ''}"
         case "train" | "train_reranker" | "imitate":

@@ -36,8 +36,8 @@ def family_tokenizer(kind: str) -> Any:
     return tokenizer
 
 
-def family_model(kind: str, folder: Path, *, layers: int = 2, seed: int = 0) -> Path:
-    """A plain Hugging Face folder with a random model, as its makers would publish it."""
+def family_model(kind: str, folder: Path, *, layers: int = 2, seed: int = 0, by: float = 6) -> Path:
+    """A plain Hugging Face folder with a random model, as its makers would publish it; `by`: see `worlds.sharpen`."""
     tokenizer = family_tokenizer(kind)
     size = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
     more = {"intermediate_size": 64, "max_position_embeddings": 128, "pad_token_id": None}
@@ -52,4 +52,4 @@ def family_model(kind: str, folder: Path, *, layers: int = 2, seed: int = 0) -> 
             made = ModernBertModel(ModernBertConfig(**size, **{**more, "pad_token_id": 0}, **window))
     made.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return sharpen(folder, by=6)
+    return sharpen(folder, by=by)

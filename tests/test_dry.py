@@ -70,7 +70,7 @@ def test_dark_examples_are_counted(tmp_path: Path, nowhere: dict[str, Any]) -> N
     train = {"learning_rate": 1.0e-5, "train_batch_size": 32, "max_steps": 10}
     nowhere |= {"recipe": "adam", "train": train, "dark": {"built": 6, "reinforced": 2, "noisy": 3}}
     details = {one.label: one.detail for one in planned(tmp_path, nowhere).stages}
-    assert details["write dark examples (dark examples)"] == "up to 2 reinforced and 3 noisy kept, 6 built of each"
+    assert details["write dark examples (dark examples)"] == "up to 6 reinforced and 6 noisy built"
     assert details["score train, dark, dark examples (nothing)"] == "up to 12 passages a query, 64 tokens a pair"
     assert details["train dark examples"].endswith("1 distil + 0.1 contrastive, self-paced 0.3 to 0.9")
 

@@ -240,7 +240,7 @@ def test_a_forecast_knows_every_stage(cldrd: dict[str, Any], hybrid: dict[str, A
         _, found = plan(report["config"], [], store=store, gpus=None, price=None, seconds=2.0)
         assert not found["unmeasured"]
         assert {one["id"] for one in found["stages"]} == {one["id"] for one in report["stages"]}
-        embedded = next(one for one in found["stages"] if one["name"] == "embed_tokens")
+        embedded = next(one for one in found["stages"] if one["name"] == "embed_tokens" and "passages" in one["label"])
         assert embedded["rows"] == 60 and embedded["seconds"] > 0 and embedded["disk"] > 60 * 32
 
 

@@ -47,9 +47,10 @@ def start(found: Job) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "modernbert", "bert"])
 def test_what_is_saved_is_the_start_plus_matrices_of_a_small_rank(tmp_path: Path, kind: str) -> None:
     found = job(tmp_path, kind)
+    found = replace(found, config=found.config.model_copy(update={"max_steps": 20, "learning_rate": 5e-3}))
     train_loop(found, Alone(), CPU)
     curve = found.out.read_json("curve.json")
-    assert np.mean([row[1] for row in curve[-2:]]) < np.mean([row[1] for row in curve[:2]])
+    assert np.mean([row[1] for row in curve[-4:]]) < 0.9 * np.mean([row[1] for row in curve[:4]])
     before, after = start(found), weights(found)
     assert set(after) == set(before)  # no trace of adapters
     moved = {name for name in before if not torch.equal(before[name], after[name])}

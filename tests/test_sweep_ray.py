@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,15 +15,12 @@ from typing import Any
 
 import pytest
 
-from raydrd.config import Resources
 from raydrd.errors import InputError
-from raydrd.spine.cluster import Cluster
 from raydrd.spine.scorebook import Book
 from raydrd.spine.storage import Folder
-from raydrd.spine.store import Store, Work, stage
 from raydrd.sweeping.main import sweep
 from raydrd.sweeping.plan import read_plan
-from tests.sweeps import EXACT, GRADED, records, step, toy_sweep, trained
+from tests.sweeps import EXACT, GRADED, ask_for_slow, impatient_desk, records, step, toy_sweep, trained
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 ON_RAY = {"resources": {"ray": "local", "num_workers": 1, "cpus_per_worker": 1}}
@@ -170,54 +168,32 @@ def test_trials_of_several_workers_take_turns(tmp_path: Path, toy_config: dict[s
         sweep(wide, [], **where(tmp_path))
 
 
-@stage(version=1)
-def slow(work: Work, *, seconds: float, mark: str) -> dict[str, Any]:
-    """Says that it was begun, and takes its time the first time it is."""
-    begun = len(list(Path(mark).glob("*")))
-    (Path(mark) / str(os.getpid())).write_text("")
-    work.folder.write_bytes("done", b"x")
-    time.sleep(seconds if not begun else 0.0)
-    return {"rows": 1}
-
-
-def _ask(store: str, desk: str, mark: str, seconds: float) -> tuple[bool, float]:
-    from raydrd.sweeping.trial import AtDesk
-
-    kept = Store(Folder.of(store), Cluster(Resources(ray="off")), claims=AtDesk(desk))
-    kept.run(slow, seconds=seconds, mark=mark)
-    return kept.journal[0].reused, kept.waited
-
-
 @pytest.mark.parametrize("killed", [False, True])
-def test_what_two_ask_for_is_made_by_one_also_when_the_first_is_killed(
-    killed: bool, tmp_path: Path, local_ray: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from raydrd.sweeping.trial import Desk
-
-    class Impatient(Desk):
-        def __init__(self) -> None:
-            super().__init__()
-            self.leases.seconds = 4.0  # as 15, in less time
-
-    name = f"desk-{killed}"
-    desk = local_ray.remote(Impatient).options(name=name, num_cpus=0).remote()
-    (tmp_path / "marks").mkdir()
-    ask = local_ray.remote(_ask).options(num_cpus=1, max_retries=0)
-    arguments = (str(tmp_path / "store"), name, str(tmp_path / "marks"), 600.0 if killed else 5.0)
-    first = ask.remote(*arguments)
-    while not list((tmp_path / "marks").glob("*")):
-        time.sleep(0.01)
-    second = ask.remote(*arguments)
-    if killed:
-        time.sleep(2.0)
-        os.kill(int(next((tmp_path / "marks").glob("*")).name), signal.SIGKILL)
-        with pytest.raises(local_ray.exceptions.WorkerCrashedError):
-            local_ray.get(first)
+def test_what_two_ask_for_is_made_by_one_also_when_the_first_is_killed(killed: bool, tmp_path: Path, local_ray: Any) -> None:
+    name, marks = f"desk-{killed}", tmp_path / "marks"
+    desk = local_ray.remote(impatient_desk()).options(name=name, num_cpus=0).remote()
+    marks.mkdir()
+    ask = local_ray.remote(ask_for_slow).options(num_cpus=1, max_retries=0)
+    asked = [ask.remote(str(tmp_path / "store"), name, str(marks)) for _ in range(2)]
+    while len(list(marks.glob("asked-*"))) < 2 or not list(marks.glob("begun-*")):
+        assert not local_ray.wait(asked, timeout=0.01)[0], local_ray.get(asked)
+    (first,) = (int(path.name.partition("-")[2]) for path in marks.glob("begun-*"))
+    if not killed:
+        time.sleep(6.0)  # longer than a lease: a sign of life every two seconds keeps it
+        (marks / "go").touch()
+        (made, _), (found, waited) = sorted(local_ray.get(asked, timeout=60))
+        assert (made, found) == (False, True) and waited > 5.0
+        assert len(list(marks.glob("begun-*"))) == 1
     else:
-        assert local_ray.get(first)[0] is False
-    reused, waited = local_ray.get(second, timeout=60)
-    assert reused is not killed and waited > (2.0 if killed else 3.0), "a sign of life every two seconds keeps a claim"
-    assert len(list((tmp_path / "marks").glob("*"))) == (2 if killed else 1)
+        os.kill(first, signal.SIGKILL)
+        ended = [local_ray.wait([one], timeout=60)[0] for one in asked]
+        assert all(ended)
+        results = []
+        for one in asked:
+            with contextlib.suppress(local_ray.exceptions.WorkerCrashedError):
+                results.append(local_ray.get(one))
+        ((reused, waited),) = results
+        assert not reused and waited > 1.0 and len(list(marks.glob("begun-*"))) == 2
     local_ray.kill(desk)
 
 

@@ -194,7 +194,7 @@ def test_positions_follow_the_template(bert: Path) -> None:
     cls, sep, _ = (run.tolist() for run in template.runs)
     runs = tuple(np.array(run, dtype=np.int32) for run in (cls * 2, sep * 2, sep))
     types = tuple(np.zeros(len(run), dtype=np.int32) for run in runs)
-    maps.special = replace(maps.special, pair_template=template._replace(runs=runs, run_types=types, text_types=(0, 0)))
+    maps.special = replace(maps.special, pairs=template._replace(runs=runs, run_types=types, text_types=(0, 0)))
     q, p = ids_of(QUERY[:1])[0], ids_of(PASSAGE[1:2])[0]
     made = maps([q], [p])
     ids = [*cls, *cls, *q.tolist(), *sep, *sep, *p.tolist(), *sep]
