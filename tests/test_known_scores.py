@@ -142,6 +142,25 @@ def test_pairs_compared_before_are_not_compared_again(store: Store, toy: Path, d
     assert np.ptp(p) > 0.01
 
 
+def test_both_orders_are_known_to_every_shard(
+    store: Store, toy: Path, data: Artifact, tmp_path: Path, calls: list[Any]
+) -> None:
+    with_ = opened(store, toy, data)
+    pairs = put(
+        store,
+        "pairs",
+        pa.table([list(range(QUERIES)), [[1, 2]] * QUERIES, [[4, 5]] * QUERIES, [[]] * QUERIES], schema=PAIRS),
+        pairs=QUERIES * 2,
+    )
+    duel(store, pairs, with_, symmetrize=True)
+    count = len(calls)
+    assert count == QUERIES * 4
+    small = Cluster(Resources(ray="off", pairs_per_shard=14, train_workers=0))
+    shutil.rmtree(Path(store.root.uri) / "score_duels")
+    again = duel(Store(store.root, small), pairs, with_, symmetrize=True)
+    assert len(calls) == count and again.metrics["asked"] == 0
+
+
 def test_a_killed_stage_leaves_its_scores_to_others_and_goes_on_as_it_began(
     store: Store, toy: Path, data: Artifact, tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

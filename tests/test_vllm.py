@@ -18,18 +18,26 @@ import torch
 from transformers import AutoTokenizer
 
 from raydrd.config import validate
-from raydrd.errors import InputError
+from raydrd.errors import InputError, StageError
 from raydrd.flow.lab import check_setting
+from raydrd.flow.teach import scored_candidates
 from raydrd.models.answers import AnswerModel
 from raydrd.models.prompts import PROMPTS, assemble
 from raydrd.models.requests import engine_options, request, score_of
 from raydrd.recipes import RECIPES
+from raydrd.spine.cluster import Cluster
+from raydrd.spine.scorebook import Book
+from raydrd.spine.storage import Folder
+from raydrd.spine.store import Located
+from raydrd.stages.adopt import model_folder
 from raydrd.stages.engine import Keeper, Requester, read_answer
 from raydrd.stages.known import Known
-from raydrd.stages.score import asked_pairs
+from raydrd.stages.score import asked_pairs, import_teacher, score_pairs
+from raydrd.stages.shards import parts_of
+from raydrd.stages.tokenize import tokenize
 from tests.language_models import language_model
 from tests.recipes import LISTS, open_toy, refusal, settings, steps
-from tests.stage_inputs import candidate_lists, open_data, put, whole_texts
+from tests.stage_inputs import candidate_lists, open_data, put, whole, whole_texts
 
 HOME = Path(__file__).resolve().parents[1]
 
@@ -119,12 +127,6 @@ def test_good_answers_are_kept_and_bad_ones_name_their_pair() -> None:
 
 
 def test_both_engines_read_the_same_tokens(store: Any, toy: Path, llama: Path) -> None:
-    from raydrd.spine.storage import Folder
-    from raydrd.spine.store import Located
-    from raydrd.stages.adopt import model_folder
-    from raydrd.stages.score import import_teacher
-    from raydrd.stages.shards import parts_of
-    from raydrd.stages.tokenize import tokenize
 
     data = open_data(store, toy / "data")
     made = store.run(import_teacher, source=Located("toy", llama))
@@ -209,14 +211,67 @@ def test_pairs_and_duels_by_way_of_ray_data_llm(toy: Path, llama: Path, tmp_path
     (plain, _), (found, told) = report["plain"], report["vllm"]
     np.testing.assert_allclose(found, plain, atol=1e-4)
     assert np.ptp(plain) > 0.1
-    assert told["pairs"] == 120 and told["taken"] == 0  # the three that failed were asked again, and only they
-    assert report["deeper"]["pairs"] == 24 and report["deeper"]["taken"] == 120
+    assert told["pairs"] == 120 and told["taken"] == 0 and fails.read_text() == "0"  # those that failed were asked again
     (duels, _), (compared, asked) = report["plain_duels"], report["duels"]
     np.testing.assert_allclose(compared, duels, atol=1e-4)
     assert asked["asked"] == 96 and asked["pairs"] == 48
-    assert "prompts failed 3 times; query row 0, passage row 0: ValueError: no luck" in report["refused"]
     # Scores of the two engines are never mixed: a book of its own for each, here of pairs and of duels.
-    assert report["books"] == [["", 96], ["", 120], ["vllm", 0], ["vllm", 96], ["vllm", 144]]
+    assert report["books"] == [["", 96], ["", 120], ["vllm", 96], ["vllm", 120]]
+
+
+class Engine:
+    """In the place of `Cluster.ask`: the same workers and keepers, in this process, and answers out of nothing."""
+
+    def __init__(self, fails: int = 0) -> None:
+        self.fails, self.prompts = fails, list[str]()
+
+    def __call__(self, worker: type, arguments: dict[str, Any], shards: list[Any], **more: Any) -> list[dict[str, Any]]:
+        make, keep = worker(**arguments), more["keeper"](**more["kept"])
+        return [keep(answers) for shard in shards if (answers := [self.answer(row, more["read"]) for row in make(shard)])]
+
+    def answer(self, row: dict[str, Any], read: Any) -> dict[str, Any]:
+        self.prompts.append(row["pair"])
+        if self.fails:
+            self.fails -= 1
+            return {**row, "__inference_error__": "ValueError: no luck"}
+        positive, negative = row["answers"]
+        return dict(read({**row, "logprobs": [{positive: {"logprob": -1.0}, negative: {"logprob": -float(len(row["pair"]))}}]}))
+
+
+def test_what_the_book_lacks_is_asked_and_what_fails_is_asked_again(
+    store: Any, toy: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(fails=3)
+    monkeypatch.setattr(Cluster, "ask", lambda self, *args, **more: engine(*args, **more))
+    data = open_data(store, toy / "data")
+    made = store.run(import_teacher, source=Located("toy", llama))
+    known = Located(made.metrics["tokenizer"], (model_folder(made), ""))
+    texts = {
+        name: store.run(tokenize, data=data, name=table, tokenizer=known, prompt="", lowercase=False)
+        for name, table in (("query_tokens", "queries/train"), ("passage_tokens", "corpus"))
+    }
+    about = {**texts, "kind": "prompted", "teacher": Located("toy", model_folder(made)), "max_length": 96, "precision": "fp32"}
+    lists = [[(7 * n + 11 * k) % 60 for k in range(5)] for n in range(24)]
+
+    def scored(name: str, docs: list[list[int]], **changes: Any) -> Any:
+        asked = {**about, "prompt": PROMPTS["yes_no"], "engine": "vllm", **changes}
+        return store.run(score_pairs, candidates=put(store, name, candidate_lists(docs), 7), **asked)
+
+    first = scored("first", lists)
+    assert len(engine.prompts) == 123 and engine.prompts[120:] == engine.prompts[:3] and len(set(engine.prompts)) == 120
+    assert (first.metrics["pairs"], first.metrics["taken"]) == (120, 0)
+    rows = [(n, doc) for n, docs in enumerate(lists) for doc in docs]
+    expected = [len(f"query row {n}, passage row {doc}") - 1.0 for n, doc in rows]
+    assert np.concatenate(whole(first)["teacher_scores"].to_pylist()).tolist() == expected
+    deeper = scored("deeper", [[*docs, (7 * n + 55) % 60] for n, docs in enumerate(lists)])
+    assert len(engine.prompts) == 123 + 24 and (deeper.metrics["pairs"], deeper.metrics["taken"]) == (24, 120)
+    engine.fails = 10**9
+    with pytest.raises(
+        StageError, match="score_pairs: prompts failed 3 times; query row 0, passage row 0: ValueError: no luck"
+    ):
+        scored("first", lists, prompt=PROMPTS["yes_no"].model_copy(update={"edition": 2}))
+    books = [Book(store.root / "scores" / name) for name in (store.root / "scores").folders()]
+    assert sorted((book.about()["engine"], book.rows()) for book in books) == [("vllm", 0), ("vllm", 144)]
 
 
 @pytest.mark.gpu
@@ -228,9 +283,6 @@ def test_real_scores_on_a_gpu(toy: Path, llama: Path, tmp_path: Path) -> None:
     found = []
     for engine in ("vllm", "transformers"):
         values["teacher"]["engine"] = engine
-        from raydrd.flow.teach import scored_candidates
-        from tests.stage_inputs import whole
-
         _, lab = open_toy(values | {"preflight": "off"}, tmp_path / engine)
         found.append(np.concatenate(whole(scored_candidates(lab, lab.start))["teacher_scores"].to_pylist()))
     np.testing.assert_allclose(found[0], found[1], atol=2e-3)

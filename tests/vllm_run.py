@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 
 from raydrd.config import Resources
-from raydrd.errors import StageError
 from raydrd.models.prompts import Prompt
 from raydrd.spine.cluster import Cluster
 from raydrd.spine.quiet import quiet_ray
@@ -52,7 +51,6 @@ def main(data_folder: str, model: str, root: str) -> dict[str, Any]:
     about = {**texts, "kind": "prompted", "teacher": Located("toy", model_folder(made)), "max_length": 96, "precision": "fp32"}
     lists = [[(7 * n + 11 * k) % 60 for k in range(5)] for n in range(24)]
     candidates = put(store, "c", candidate_lists(lists), 7)
-    deeper = put(store, "d", candidate_lists([[*docs, (n + 3) % 7 + 53] for n, docs in enumerate(lists)]), 7)
     pairs = put(store, "p", pa.table([list(range(24)), [[1, 2]] * 24, [[4, 5]] * 24, [[]] * 24], schema=PAIRS), pairs=48)
 
     def scores(pool: Artifact, **more: Any) -> tuple[list[float], dict[str, Any]]:
@@ -66,14 +64,7 @@ def main(data_folder: str, model: str, root: str) -> dict[str, Any]:
     report: dict[str, Any] = {"plain": scores(candidates), "plain_duels": duels()}
     fails.write_text("3")  # three prompts fail at first
     report["vllm"] = scores(candidates, engine="vllm")
-    fails.write_text("0")
-    report["deeper"] = scores(deeper, engine="vllm")[1]
     report["duels"] = duels(engine="vllm")
-    fails.write_text("1000000")
-    try:
-        store.run(score_pairs, candidates=candidates, prompt=POINT.model_copy(update={"edition": 2}), engine="vllm", **about)
-    except StageError as error:
-        report["refused"] = str(error)
     books = [Book(store.root / "scores" / name) for name in (store.root / "scores").folders()]
     report["books"] = sorted((book.about().get("engine", ""), book.rows()) for book in books)
     return report

@@ -130,7 +130,9 @@ class Lookup:
             left = left[~there]
         found = np.ones(len(places), dtype=bool)
         found[left] = False
-        self.out.write_arrow(shard["name"], pa.table([places[found], scores[found]], schema=FOUND))
+        places, scores = places[found], scores[found]
+        order = np.argsort(places)  # pairs asked both ways round come in two runs of places, and they are looked for by place
+        self.out.write_arrow(shard["name"], pa.table([places[order], scores[order]], schema=FOUND))
         return {"found": int(found.sum())}
 
 
