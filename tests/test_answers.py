@@ -79,7 +79,7 @@ def test_a_beginning_that_prompts_share_is_read_once(
 ) -> None:
     """Keys and values of instruction and query are kept for all passages of the query: the same scores, fewer tokens."""
     asked = PROMPTS["yes_no_query_first"]
-    model = _load(folders[kind], asked, tokens_per_batch=400)
+    model = _load(folders[kind], asked, tokens_per_batch=200)
     tokenizer = AutoTokenizer.from_pretrained(folders[kind])
     prompts, alike = [], []
     for number, query in enumerate(["what is a reef", "old wave and salt", "the tide"]):

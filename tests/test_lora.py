@@ -52,6 +52,7 @@ def test_what_is_saved_is_the_start_plus_matrices_of_a_small_rank(tmp_path: Path
     curve = found.out.read_json("curve.json")
     assert np.mean([row[1] for row in curve[-4:]]) < 0.9 * np.mean([row[1] for row in curve[:4]])
     before, after = start(found), weights(found)
+    before = {name: value for name, value in before.items() if "pooler" not in name}  # BERT's, which no retriever reads
     assert set(after) == set(before)  # no trace of adapters
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all(before[name].ndim == 2 and "embed" not in name and "norm" not in name.lower() for name in moved)
