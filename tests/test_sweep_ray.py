@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from raydrd.chaos import victims
 from raydrd.errors import InputError
 from raydrd.spine.scorebook import Book
 from raydrd.spine.storage import Folder
@@ -116,9 +117,8 @@ def test_kill_9_of_the_sweep_and_the_same_command_again(tmp_path: Path, toy_conf
         assert process.poll() is None, f"it ended first:\n{(tmp_path / 'log').read_text()[-3000:]}"
         assert time.monotonic() < end, f"too slow:\n{(tmp_path / 'log').read_text()[-3000:]}"
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    victims.kill(victims.of_session(process.pid))  # trials too: left alone they would end what they are at
     process.wait()
-    time.sleep(8)  # Ray's own processes notice, and end
     before, old = trained(tmp_path / "store"), records(tmp_path / "out")
     assert "running" in {record["status"] for record in old.values()}
 

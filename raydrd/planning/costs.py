@@ -21,6 +21,7 @@ from raydrd.planning.walk import DATA, MODELS, Asked
 from raydrd.setting import Setting
 from raydrd.stages.cutting import FEW_ROWS as FEW_CUT
 from raydrd.stages.embed import FEW_TEXTS as FEW_EMBEDDED
+from raydrd.stages.embedtokens import GPU_ROWS
 from raydrd.stages.index import FEW_ROWS as FEW_INDEXED
 from raydrd.stages.indexfile import FACTORIES
 from raydrd.stages.search import FEW_DOT_PRODUCTS
@@ -114,7 +115,8 @@ class Costs:
             case "tokenize":
                 shards = math.ceil(rows / 50_000)
             case "embed" | "embed_tokens" | "embed_pooled":
-                shards = math.ceil(rows / (resources.rows_per_shard or (16_384 if gpu else 2048)))
+                most = 16_384 if step.name == "embed" else GPU_ROWS
+                shards = math.ceil(rows / (resources.rows_per_shard or (most if gpu else 2048)))
             case "score_pairs" | "score_duels" | "score_lists":
                 size = resources.pairs_per_shard or (65_536 if gpu else 4096)
                 shards = math.ceil(self.sizes.units(step) / size)

@@ -20,6 +20,7 @@ from raydrd.stages.adopt import late_of, layout_of, model_folder
 from raydrd.stages.shards import note_counts, parts_of, pending, total_counts
 
 FEW_TEXTS = 3000
+GPU_ROWS = 4096  # of a shard: 180 vectors of 128 float16 numbers each are 190 MB
 
 
 class TokenEmbedder:
@@ -126,7 +127,7 @@ def _run(
             "tokens_per_batch": resources.tokens_per_batch,
             "pooled": pooled,
         },
-        pending(work, store.rows, resources.rows_per_shard or (16_384 if work.cluster.has_gpu else 2048)),
+        pending(work, store.rows, resources.rows_per_shard or (GPU_ROWS if work.cluster.has_gpu else 2048)),
         label=work.label,
         unit="texts",
         marks=work.shards / "attempts",

@@ -90,8 +90,8 @@ def run(config: dict[str, Any], job: Job) -> None:
 
 def _asked(config: dict[str, Any], job: Job) -> tuple[Trial, list[Point] | None, Point | None]:
     """The trial; of a population also the values that lie behind it, and those of the steps to come."""
-    if "flat" in config:
-        return _of_population(config, job)
+    if "start" in config:
+        return _of_population(config["start"], job)
     number = int(config["number"])
     if number in job.trials:
         return job.trials[number], None, None
@@ -100,7 +100,8 @@ def _asked(config: dict[str, Any], job: Job) -> tuple[Trial, list[Point] | None,
 
 def _of_population(config: dict[str, Any], job: Job) -> tuple[Trial, list[Point] | None, Point | None]:
     desk: Any = ray.get_actor(job.desk)
-    number = int(ray.get(desk.number.remote(tune.get_context().get_trial_id())))
+    # A trial that copies another one takes over its whole config: which one it is itself, the desk knows from its start.
+    number = int(ray.get(desk.number.remote(tune.get_context().get_trial_id(), config["number"])))
     first = job.trials[number]
     space = job.plan.sweep.space
     point = point_of(space, dict(config["flat"]))
@@ -136,11 +137,8 @@ class Desk:
         self.leases = Leases()
         self.numbers: dict[str, int] = {}
 
-    def name(self, trial_id: str, number: int) -> None:
-        self.numbers[trial_id] = number
-
-    def number(self, trial_id: str) -> int:
-        return self.numbers[trial_id]
+    def number(self, trial_id: str, first: int) -> int:
+        return self.numbers.setdefault(trial_id, first)
 
     def take(self, key: str, owner: str) -> bool:
         return self.leases.take(key, owner, time.monotonic())

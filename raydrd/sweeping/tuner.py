@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -24,7 +25,7 @@ from raydrd.spine.cluster import available_cores, on_gpus
 from raydrd.spine.progress import Shown, bar
 from raydrd.spine.storage import Folder
 from raydrd.sweeping.plan import Plan, Trial
-from raydrd.sweeping.space import domains, within
+from raydrd.sweeping.space import Domain, domains, within
 from raydrd.sweeping.spec import Pbt
 from raydrd.sweeping.trial import Desk, Job, as_trainable
 
@@ -124,18 +125,21 @@ def run_trials(
     given = job(name)
     population = plan.sweep.scheduler if searched and isinstance(plan.sweep.scheduler, Pbt) else None
     with bar("trials", total, "trials") as shown, _tune_files(scratch, population is not None) as files, _quiet_tune():
-        queue = Queue(iter(trials), desk, population is not None)
+        # Tune takes no searcher beside a population, which is whole from the start.
+        start = [{"number": one.number, "flat": dict(one.flat or {})} for one in trials] if population else []
         tuner = tune.Tuner(
             tune.with_resources(as_trainable(given), _request(place, population is not None)),
+            param_space={"start": tune.grid_search(start)} if population else {},
             tune_config=tune.TuneConfig(
-                metric="metric", mode="max", num_samples=total, search_alg=queue,
+                metric="metric", mode="max", num_samples=1 if population else total,
+                search_alg=None if population else Queue(iter(trials)),
                 scheduler=_scheduler(plan) if searched else FIFOScheduler(),
                 max_concurrent_trials=None if population else place.slots,
                 reuse_actors=place.workers == 1,
             ),
             run_config=tune.RunConfig(
                 name="tune", verbose=0, log_to_file=False,
-                callbacks=[Listener(shown, queue.numbers, known, reported, ended)],
+                callbacks=[Listener(shown, known, reported, ended)],
                 failure_config=tune.FailureConfig(max_failures=0), **files,
             ),
         )  # fmt: skip
@@ -163,45 +167,41 @@ def _scheduler(plan: Plan) -> TrialScheduler:
     if asked.kind == "asha":
         return ASHAScheduler(time_attr="updates", grace_period=asked.grace, reduction_factor=asked.reduction, max_t=FOREVER)
     if asked.kind == "pbt":
-        space = plan.sweep.space
         return PopulationBasedTraining(
             time_attr="updates",
             perturbation_interval=asked.every,
             quantile_fraction=asked.quantile,
             resample_probability=asked.resample,
-            hyperparam_mutations={
-                "flat": {
-                    one.name: list(range(one.size)) if one.size is not None
-                    else tune.loguniform(one.low, one.high) if one.log else tune.uniform(one.low, one.high)
-                    for one in domains(space)
-                }
-            },
-            custom_explore_fn=lambda config: {**config, "flat": within(space, config["flat"])},
+            hyperparam_mutations={"start": {"flat": {one.name: _mutation(one) for one in domains(plan.sweep.space)}}},
+            custom_explore_fn=partial(_inside, plan),
             log_config=False,
-        )  # fmt: skip
+        )
     return FIFOScheduler()
 
 
+def _mutation(one: Domain) -> Any:
+    if one.size is not None:
+        return list(range(one.size))
+    return tune.loguniform(one.low, one.high) if one.log else tune.uniform(one.low, one.high)
+
+
+def _inside(plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
+    """A changed config whose values lie in their ranges: a change multiplies."""
+    start = config["start"]
+    return {**config, "start": {**start, "flat": within(plan.sweep.space, start["flat"])}}
+
+
 class Queue(Searcher):
-    """Hands Tune one trial after another, and says which of Tune's names is which number.
+    """Hands Tune one trial after another. What a search knows is in the records: Tune's copy of this is empty."""
 
-    A population's trial takes over another one's whole config, so there the number is asked for at the desk. What a search
-    knows is in the records: Tune's copy of this is empty.
-    """
-
-    def __init__(self, trials: Iterator[Trial], desk: Any, population: bool) -> None:
+    def __init__(self, trials: Iterator[Trial]) -> None:
         super().__init__(metric="metric", mode="max")
-        self.trials, self.desk, self.population = trials, desk, population
-        self.numbers: dict[str, int] = {}
+        self.trials = trials
 
     def suggest(self, trial_id: str) -> Any:
         trial = next(self.trials, None)
         if trial is None:
             return Searcher.FINISHED
-        self.numbers[trial_id] = trial.number
-        if self.population:
-            ray.get(self.desk.name.remote(trial_id, trial.number))
-            return {"number": -1, "flat": dict(trial.flat or {})}
         if trial.flat is not None:
             return {"number": trial.number, "point": json.dumps(trial.point), "drawn": json.dumps(trial.flat)}
         return {"number": trial.number}
@@ -219,12 +219,20 @@ class Queue(Searcher):
 class Listener(Callback):
     """Keeps the bar, the records of what Tune ended, and whoever follows the trials."""
 
-    def __init__(self, shown: Shown, numbers: dict[str, int], known: Any, reported: Any, ended: Any) -> None:
-        self.shown, self.numbers, self.known, self.reported, self.ended = shown, numbers, known, reported, ended
+    def __init__(self, shown: Shown, known: Any, reported: Any, ended: Any) -> None:
+        self.shown, self.known, self.reported, self.ended = shown, known, reported, ended
+        self.numbers: dict[str, int] = {}  # by Tune's name: a population's trial takes over another one's whole config
         self.gone: set[int] = set()
 
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._number(trial)
+
+    def _number(self, trial: Any) -> int:
+        config = trial.config.get("start", trial.config)
+        return self.numbers.setdefault(trial.trial_id, int(config["number"]))
+
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        number = self.numbers[trial.trial_id]
+        number = self._number(trial)
         if (record := self.known(number)) is not None:
             self.reported(number, record)
 
@@ -235,7 +243,7 @@ class Listener(Callback):
         self._ended(trial, "error")
 
     def _ended(self, trial: Any, how: str) -> None:
-        number = self.numbers[trial.trial_id]
+        number = self._number(trial)
         if number not in self.gone:
             self.gone.add(number)
             self.ended(number, how)
