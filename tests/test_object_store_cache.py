@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -81,6 +82,29 @@ def test_of_many_processes_and_threads_one_fetches(server: Server, home: Path) -
     server.faults("none")
     assert gets == {"/bucket/once/model.safetensors": 1, "/bucket/once/config.json": 1}
     assert len(_copies(home)) == 1 and not list(home.glob("*.draft"))
+
+
+def test_a_copy_made_and_held_between_two_looks_blocks_nobody(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another reader fetches the copy, and holds it until it ends, after this one saw none and before it has the lock."""
+    take, fetched = nodecache._lock, []
+
+    def fetch(draft: Path) -> None:
+        fetched.append((draft / "f").write_bytes(b"x"))
+
+    def lock(home: Path, key: str, how: int) -> int:
+        if how & fcntl.LOCK_EX and not fetched:
+            monkeypatch.setattr(nodecache, "_lock", take)
+            held("k", size=lambda: 1, fetch=fetch)
+            monkeypatch.setattr(nodecache, "_held", {})  # as if another process held it
+        return take(home, key, how)
+
+    mine = nodecache._held
+    monkeypatch.setattr(nodecache, "_lock", lock)
+    reader = threading.Thread(target=lambda: held("k", size=lambda: 1, fetch=fetch), daemon=True)
+    reader.start()
+    reader.join(timeout=20)
+    assert not reader.is_alive() and len(fetched) == 1
+    os.close(mine.pop(home / "k"))
 
 
 FETCHER = """

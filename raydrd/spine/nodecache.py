@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -98,7 +100,12 @@ def _ready(home: Path, key: str, size: Callable[[], int], fetch: Callable[[Path]
             _used(lock)
             return lock
         os.close(lock)
-        lock = _lock(home, key, fcntl.LOCK_EX)
+        # Never waiting for the lock alone: whoever fetched the copy in between may hold it shared until its process ends.
+        try:
+            lock = _lock(home, key, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(random.uniform(0.001, 0.02))
+            continue
         try:
             if not (home / key).is_dir():
                 _fetch(home, key, lock, size, fetch)
