@@ -29,8 +29,8 @@ def ask_late(
     from raydrd.flow.servelate import POOLED_INDEX, TOKEN_INDEX
     from raydrd.models.latelayout import TOKENS
     from raydrd.stages.indexfile import opened
-    from raydrd.stages.packtokens import CODEC
-    from raydrd.stages.tokenlookup import Lookup
+    from raydrd.stages.late.lookup import Lookup
+    from raydrd.stages.late.pack import CODEC
 
     index = run / "index"
     hybrid = meta["kind"] == "hybrid"

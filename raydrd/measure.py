@@ -34,10 +34,10 @@ def evaluate_model(model: str, data: str, split: str, *, store: str | None, ray:
     from raydrd.stages.adopt import Student, located
     from raydrd.stages.cutting import cut_vectors
     from raydrd.stages.evaluate import evaluate
+    from raydrd.stages.late.search import search_tokens
     from raydrd.stages.load import load, report_load, table
     from raydrd.stages.search import search
     from raydrd.stages.shards import parts_of
-    from raydrd.stages.tokensearch import search_tokens
     from raydrd.statistics import bootstrap_interval
 
     found = Data(source="pydocs") if data == "pydocs" else guess(data)

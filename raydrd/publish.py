@@ -36,11 +36,11 @@ from raydrd.spine.provenance import provenance
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact
 from raydrd.stages.adopt import late_of, layout_of, model_folder
+from raydrd.stages.late.ship import verify_late_export
 from raydrd.stages.load import table
 from raydrd.stages.recall import about_index, measure_index
 from raydrd.stages.shards import parts_of
 from raydrd.stages.ship import verify_export
-from raydrd.stages.shiplate import verify_late_export
 from raydrd.stages.sizes import measure_sizes
 from raydrd.statistics import bootstrap_interval, compare
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-import raydrd.stages.tokensearch as module
+import raydrd.stages.late.search as module
 from raydrd.errors import InputError
 from raydrd.methods.residual import bytes_of_bits, centroids_for, compress, decompress, learn, nearest
 from raydrd.spine.parts import part_name, ranges
@@ -19,11 +19,11 @@ from raydrd.spine.store import Artifact, Located, Store, Work, stage
 from raydrd.stages import spread as spreading
 from raydrd.stages.index import build_index
 from raydrd.stages.indexfile import opened
-from raydrd.stages.packtokens import PackedReader, learn_codec, load_codec, pack_tokens
+from raydrd.stages.late.index import default_factory, near, near_tokens, rescore_tokens, starts_of
+from raydrd.stages.late.lookup import Lookup
+from raydrd.stages.late.pack import PackedReader, learn_codec, load_codec, pack_tokens
+from raydrd.stages.late.search import search_tokens
 from raydrd.stages.shards import note_counts, parts_of, tokens_of
-from raydrd.stages.tokenindex import default_factory, near, near_tokens, rescore_tokens, starts_of
-from raydrd.stages.tokenlookup import Lookup
-from raydrd.stages.tokensearch import search_tokens
 from tests.late_worlds import slow_maxsim
 from tests.stage_inputs import whole, with_resources
 

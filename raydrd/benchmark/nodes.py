@@ -15,6 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+# Of each stage: in the end a node waits for the other's last shard, half of one on average.
+SHARDS = 64
+
 
 def measure(options: argparse.Namespace, nodes: int, work: Any, inputs: dict[str, Any]) -> dict[str, float]:
     """Seconds of embedding and scoring on so many nodes; what they write lies below `work`."""
@@ -28,7 +31,9 @@ def measure(options: argparse.Namespace, nodes: int, work: Any, inputs: dict[str
     from raydrd.stages.score import PairScorer
 
     cores = sorted(os.sched_getaffinity(0))
-    head: Any = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 128 << 20})
+    head: Any = Nodes(
+        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 128 << 20, "include_dashboard": False}
+    )
     try:
         for number in range(nodes):
             os.sched_setaffinity(0, {cores[number]})  # what a node starts stays where the node is
@@ -41,8 +46,8 @@ def measure(options: argparse.Namespace, nodes: int, work: Any, inputs: dict[str
         ray.get(taken.__ray_ready__.remote())
         seconds = {}
         for name, worker, arguments, rows, size, ending in (
-            ("embedding", Embedder, inputs["embedding"], options.texts, options.texts // 32, "arrow"),
-            ("scoring", PairScorer, inputs["scoring"], inputs["queries"], inputs["queries"] // 32, "parquet"),
+            ("embedding", Embedder, inputs["embedding"], options.texts, options.texts // SHARDS, "arrow"),
+            ("scoring", PairScorer, inputs["scoring"], inputs["queries"], inputs["queries"] // SHARDS, "parquet"),
         ):
             shards = [
                 {"name": part_name(lo, hi, ending), "lo": lo, "hi": hi, "rows": hi - lo}

@@ -18,10 +18,10 @@ from raydrd.spine.precision import Precision, resolve
 from raydrd.spine.progress import say
 from raydrd.spine.store import Artifact, Located, Store
 from raydrd.stages.adopt import Student, adopt, late_of, located, wanted_layout
-from raydrd.stages.adoptlate import adopt_late, late_layout, late_settings
 from raydrd.stages.indexfile import check_index
+from raydrd.stages.late.adopt import adopt_late, late_layout, late_settings
+from raydrd.stages.late.ship import require_library
 from raydrd.stages.load import load, make_queries, report_load, sample_dev, sample_queries, table
-from raydrd.stages.shiplate import require_library
 
 MOST_SCALE = 5.0  # of MaxSim scores, beyond which a softmax over them is all but a maximum
 

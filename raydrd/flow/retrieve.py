@@ -11,11 +11,11 @@ from raydrd.stages.adopt import late_of, layout_of, model_folder
 from raydrd.stages.bm25 import bm25_index, bm25_search
 from raydrd.stages.combine import first_candidates, with_positives
 from raydrd.stages.embed import embed
-from raydrd.stages.embedtokens import embed_pooled, embed_tokens
+from raydrd.stages.late.embed import embed_pooled, embed_tokens
+from raydrd.stages.late.search import search_tokens
 from raydrd.stages.load import take_run
 from raydrd.stages.search import join_candidates, search
 from raydrd.stages.tokenize import tokenize
-from raydrd.stages.tokensearch import search_tokens
 
 
 def tokens(store: Store, model: Artifact, data: Artifact, name: str) -> Artifact:

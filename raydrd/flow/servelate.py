@@ -12,13 +12,13 @@ from raydrd.spine.store import Artifact
 from raydrd.stages.adopt import late_of
 from raydrd.stages.index import build_index
 from raydrd.stages.indexfile import write_ids
+from raydrd.stages.late.index import default_factory, near_tokens, rescore_tokens
+from raydrd.stages.late.pack import CODEC, learn_codec, pack_tokens
+from raydrd.stages.late.recall import measure_late
+from raydrd.stages.late.search import search_tokens
 from raydrd.stages.load import table
-from raydrd.stages.packtokens import CODEC, learn_codec, pack_tokens
 from raydrd.stages.search import search
 from raydrd.stages.shards import parts_of
-from raydrd.stages.tokenindex import default_factory, near_tokens, rescore_tokens
-from raydrd.stages.tokenrecall import measure_late
-from raydrd.stages.tokensearch import search_tokens
 
 TOKEN_INDEX, POOLED_INDEX = "tokens.faiss", "index.faiss"  # in an index folder, beside `tokens/`
 

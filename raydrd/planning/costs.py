@@ -21,9 +21,9 @@ from raydrd.planning.walk import DATA, MODELS, Asked
 from raydrd.setting import Setting
 from raydrd.stages.cutting import FEW_ROWS as FEW_CUT
 from raydrd.stages.embed import FEW_TEXTS as FEW_EMBEDDED
-from raydrd.stages.embedtokens import GPU_ROWS
 from raydrd.stages.index import FEW_ROWS as FEW_INDEXED
 from raydrd.stages.indexfile import FACTORIES
+from raydrd.stages.late.embed import GPU_ROWS
 from raydrd.stages.search import FEW_DOT_PRODUCTS
 from raydrd.stages.tokenize import FEW_TEXTS as FEW_TOKENIZED
 

@@ -233,7 +233,7 @@ class Probe:
 
     def _embed_late(self, step: Asked, inputs: dict[str, Any], id_: str) -> Artifact:
         """As `_embed`, by an encoder that gives one vector a token, or one of each kind."""
-        from raydrd.stages.embedtokens import TokenEmbedder
+        from raydrd.stages.late.embed import TokenEmbedder
 
         parts, kind, model = parts_of(inputs["tokens"]), self.kind(step), inputs["model"]
         pooled = step.name == "embed_pooled"

@@ -18,9 +18,9 @@ from raydrd.spine.ragged import RaggedReader
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Work, stage
 from raydrd.spine.tables import LISTS
+from raydrd.stages.late.pairs import pair_scores
 from raydrd.stages.load import table
 from raydrd.stages.shards import chain_of, parts_of, pending, rows_written, total_counts, write_counted
-from raydrd.stages.tokenpairs import pair_scores
 
 COUNTS = ("suspects", "negatives", "dark", "in_band", "pairs", "labelled")
 ENTROPIES = ("entropy", "entropy_with_dark", "lists_with_dark")  # nats, summed over the lists with dark examples

@@ -15,7 +15,7 @@ from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Work, stage
 from raydrd.stages.adopt import model_folder
 from raydrd.stages.embed import Embedder
-from raydrd.stages.embedtokens import TokenEmbedder
+from raydrd.stages.late.embed import TokenEmbedder
 from raydrd.stages.shards import parts_of
 
 

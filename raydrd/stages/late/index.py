@@ -19,9 +19,9 @@ from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Work, stage
 from raydrd.spine.tables import CANDIDATES
 from raydrd.stages.indexfile import opened
-from raydrd.stages.packtokens import codec_of, open_passages
+from raydrd.stages.late.pack import codec_of, open_passages
+from raydrd.stages.late.pairs import pair_scores
 from raydrd.stages.shards import parts_of, pending
-from raydrd.stages.tokenpairs import pair_scores
 
 QUERIES = 256  # of a shard
 FEW_QUERIES = 64

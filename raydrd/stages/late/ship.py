@@ -14,7 +14,7 @@ from raydrd.spine.parts import Parts
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Work, stage
 from raydrd.stages.adopt import late_of, model_folder
-from raydrd.stages.embedtokens import TokenEmbedder
+from raydrd.stages.late.embed import TokenEmbedder
 from raydrd.stages.load import table
 from raydrd.stages.shards import parts_of
 

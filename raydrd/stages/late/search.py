@@ -16,7 +16,7 @@ from raydrd.spine.parts import Part, Parts, ranges
 from raydrd.spine.ragged import RaggedReader
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Work, stage
-from raydrd.stages.packtokens import codec_of, open_passages
+from raydrd.stages.late.pack import codec_of, open_passages
 from raydrd.stages.search import Best, Merger, write_candidates
 from raydrd.stages.shards import parts_of, pending
 from raydrd.stages.spread import Spread, agreed, missing_partials, plan_spread, write_partial

@@ -12,9 +12,9 @@ from raydrd.spine.parts import Parts, VectorReader
 from raydrd.spine.ragged import RaggedReader
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Work, stage
+from raydrd.stages.late.lookup import Lookup
 from raydrd.stages.recall import CUTOFFS, MOST_QUERIES, one_thread
 from raydrd.stages.shards import parts_of
-from raydrd.stages.tokenlookup import Lookup
 
 TIMED = 16  # queries that are timed, one by one
 FEW_ROWS = 20_000

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from raydrd.spine.parts import Parts
 from raydrd.spine.storage import Folder
 from raydrd.stages.indexfile import opened
-from raydrd.stages.packtokens import open_passages
-from raydrd.stages.tokenindex import look_into, near, starts_of
-from raydrd.stages.tokenpairs import scores_of
+from raydrd.stages.late.index import look_into, near, starts_of
+from raydrd.stages.late.pack import open_passages
+from raydrd.stages.late.pairs import scores_of
 
 
 class Lookup:
