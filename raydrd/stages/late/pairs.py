@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydrd.spine.parts import ranges
-from raydrd.spine.ragged import RaggedReader, rectangle
+from raydrd.spine.ragged import RaggedReader
 
-AT_ONCE = 256  # passages of a query
+AT_ONCE = 64  # passages of a query: their products stay in the cache
 
 
 class Texts(Protocol):
@@ -22,16 +22,20 @@ class Texts(Protocol):
 
 
 def scores_of(query_TD: NDArray[np.float32], passages: Texts, doc_rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """MaxSim of one query with these passages, float32 [passages]."""
-    import torch
+    """MaxSim of one query with these passages, float32 [passages]; 0 for one without tokens.
 
-    from raydrd.methods.maxsim import maxsim
-
-    scores = np.empty(len(doc_rows), dtype=np.float32)
-    query_QTD = torch.from_numpy(query_TD)[None]
+    As `raydrd.methods.maxsim` says, over token vectors one after the other in place of a rectangle: some three times as fast.
+    """
+    scores = np.zeros(len(doc_rows), dtype=np.float32)
     for lo, hi in ranges(len(doc_rows), AT_ONCE):
-        there = torch.from_numpy(rectangle(passages.take(doc_rows[lo:hi]), passages.width))
-        scores[lo:hi] = maxsim(query_QTD, there)[0].numpy()
+        texts = passages.take(doc_rows[lo:hi])
+        lengths = np.array([len(text) for text in texts], dtype=np.int64)
+        filled = np.flatnonzero(lengths)
+        if len(filled):
+            products = query_TD @ np.concatenate(texts).astype(np.float32, copy=False).T
+            # Texts without tokens have no place of their own among the products.
+            starts = (np.cumsum(lengths) - lengths)[filled]
+            scores[lo + filled] = np.maximum.reduceat(products, starts, axis=1).sum(0)
     return scores
 
 
