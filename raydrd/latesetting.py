@@ -20,7 +20,9 @@ class LateInteraction(Frozen):
     )
     centroids: int | None = Field(None, ge=2, description="2bit: how many; none: 16 times the root of the tokens, a power of 2")
     candidates: Literal["all", "tokens", "pooled"] = Field(
-        "all", description="passages scored by MaxSim: all, those with tokens near the query's, those near by pooled vectors"
+        "all",
+        description="passages scored by MaxSim where the student is used: all, those with tokens near the query's, those near "
+        "by pooled vectors; mining, and the test of the student as it was before training, always score all",
     )
     index: str | None = Field(None, description="tokens: FAISS factory string of the token index; none: IVF..,PQ.. by size")
     probes: int = Field(16, ge=1, description="tokens: lists of that index that are looked at for each token of a query")

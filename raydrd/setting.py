@@ -379,7 +379,9 @@ def check_words(cfg: Setting, student: dict[str, Any], teachers: dict[Any, dict[
     if reading is None:
         raise InputError("words: the word level reads a cross_encoder's attention; name one as teacher, or words=null")
     about = teachers[reading]
-    if about["tokenizer"] != student["tokenizer"]:
+    # Of students with markers the tokenizer is another one, though it cuts words as its source's does.
+    own, others = ({one["tokenizer"], *one.get("words", ())} for one in (student, about))
+    if not own & others:
         raise InputError(
             f"words: teacher {reading.model} and student {cfg.student.model} have different tokenizers, so their words do "
             "not line up; choose a teacher with the student's tokenizer, or words=null"

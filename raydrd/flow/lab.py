@@ -219,9 +219,11 @@ def late_notes(cfg: Setting, start: Artifact) -> list[str]:
     if cfg.late.candidates == "tokens" and cfg.late.index is not None:
         check_index(cfg.late.index, width=late.dim, passages=10**9)  # its rows are tokens; how many, embedding will tell
     notes = []
-    scale = float(getattr(cfg, "score_scale", None) or getattr(getattr(cfg, "loss", None), "score_scale", None) or 1.0)
-    if cfg.student.kind == "late_interaction" and scale > MOST_SCALE:
-        notes.append(f"score_scale is {scale:g}, and MaxSim is a sum over a query's tokens: 1 is what ColBERT takes")
+    own = float(getattr(cfg, "score_scale", None) or getattr(getattr(cfg, "loss", None), "score_scale", None) or 1.0)
+    scales = {"score_scale": own, **{f"warm_up.{n}.score_scale": warm.score_scale for n, warm in enumerate(cfg.warm_up)}}
+    for where, scale in scales.items():
+        if cfg.student.kind == "late_interaction" and scale > MOST_SCALE:
+            notes.append(f"{where} is {scale:g}, and MaxSim is a sum over a query's tokens: 1 is what ColBERT takes")
     if start.metrics["projection"] == "drawn":
         learns = cfg.recover is not None and cfg.student.layers is not None
         notes.append(

@@ -6,7 +6,7 @@ from typing import Any
 
 from raydrd.flow.lab import Lab
 from raydrd.flow.retrieve import retrieve, tokens, vectors
-from raydrd.flow.servelate import bytes_of, late_run, served_tokens
+from raydrd.flow.servelate import bytes_shipped, late_run
 from raydrd.setting import Served
 from raydrd.spine.store import Artifact
 from raydrd.stages.adopt import layout_of
@@ -76,12 +76,11 @@ def size_of(lab: Lab, student: Artifact) -> dict[str, Any]:
     """
     if lab.cfg.student.tokens:
         about = {"type": lab.cfg.late.type, "index": f"MaxSim, {lab.cfg.late.candidates}"}
-        sized = bytes_of(served_tokens(lab, student, lab.data, "after"))
         return {
             "layers": int(student.metrics["layers"]),
             "dim": student.metrics["late"]["dim"],
             **about,
-            "bytes_per_passage": sized,
+            "bytes_per_passage": bytes_shipped(lab, student),
         }
     dim = lab.cfg.vectors.dim or int(student.metrics["width"])
     return {

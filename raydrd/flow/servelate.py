@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+from raydrd.errors import InputError
 from raydrd.flow.lab import Lab
 from raydrd.flow.retrieve import token_vectors, vectors
+from raydrd.spine.progress import say
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact
 from raydrd.stages.adopt import late_of
 from raydrd.stages.index import build_index
-from raydrd.stages.indexfile import write_ids
+from raydrd.stages.indexfile import fewest, made, write_ids
 from raydrd.stages.late.index import default_factory, near_tokens, rescore_tokens
 from raydrd.stages.late.pack import CODEC, learn_codec, pack_tokens
 from raydrd.stages.late.recall import measure_late
@@ -28,7 +30,7 @@ def served_tokens(lab: Lab, student: Artifact, data: Artifact, label: str) -> Ar
     whole = token_vectors(lab.store, student, data, "corpus", lab.precision, label)
     if lab.cfg.late.type == "float16":
         return whole
-    codec = lab.store.run(learn_codec, f"codec ({label})", vectors=whole, centroids=lab.cfg.late.centroids)
+    codec = lab.store.run(learn_codec, f"codec ({label})", vectors=whole, centroids=centroids_of(lab, data, whole))
     return lab.store.run(pack_tokens, f"pack tokens ({label})", vectors=whole, codec=codec)
 
 
@@ -40,8 +42,65 @@ def finding_index(lab: Lab, student: Artifact, data: Artifact, label: str) -> Ar
     if late.candidates == "pooled":
         return pooled_index(lab, student, data, label)
     whole = token_vectors(lab.store, student, data, "corpus", lab.precision, label)
-    factory = late.index or default_factory(int(whole.metrics["tokens"]), int(whole.metrics["width"]))
+    factory = factory_of(lab, data, whole)
     return lab.store.run(build_index, f"token index ({label})", vectors=whole, data=data, factory=factory)
+
+
+def centroids_of(lab: Lab, data: Artifact, whole: Artifact) -> int | None:
+    """`late.centroids`, and of a sample of the collection no more than a quarter of its token vectors.
+
+    Raises:
+        InputError: by the sample, they are more than a quarter of the collection's.
+    """
+    wanted, tokens = lab.cfg.late.centroids, int(whole.metrics["tokens"])
+    if wanted is None or wanted <= tokens / 4 or not _is_sample(lab, data, tokens):
+        return wanted
+    if wanted > (there := tokens_expected(lab, whole)) / 4:
+        raise InputError(
+            f"late.centroids: {wanted:,}, and the collection has about {there:,} token vectors; write a quarter of that, or "
+            "less"
+        )
+    _tell(lab, f"late.centroids: dev's sample has {tokens:,} token vectors, so it is looked at with {tokens // 4:,} centroids")
+    return tokens // 4
+
+
+def factory_of(lab: Lab, data: Artifact, whole: Artifact) -> str:
+    """`late.index`, else the default by size; the default also for a sample of the collection that is too small for it.
+
+    Raises:
+        InputError: by the sample, the collection is too small for it as well.
+    """
+    wanted, tokens, width = lab.cfg.late.index, int(whole.metrics["tokens"]), int(whole.metrics["width"])
+    own = default_factory(tokens, width)
+    if wanted is None or not _is_sample(lab, data, tokens):
+        return wanted or own
+    needed, what = fewest(made(wanted, width))
+    if tokens >= needed:
+        return wanted
+    if (there := tokens_expected(lab, whole)) < needed:
+        raise InputError(
+            f"late.index: {wanted!r} learns {what} from at least {needed:,} vectors, the collection has about {there:,} token "
+            "vectors; write fewer, or leave it out"
+        )
+    _tell(lab, f"late.index: dev's sample has {tokens:,} token vectors, too few for {wanted}; it is looked at with {own}")
+    return own
+
+
+def tokens_expected(lab: Lab, sample: Artifact) -> int:
+    """Token vectors of the collection, by those of a sample of its passages."""
+    each = int(sample.metrics["tokens"]) / max(1, int(sample.metrics["rows"]))
+    return round(each * int(lab.data.metrics["passages"]))
+
+
+def _is_sample(lab: Lab, data: Artifact, tokens: int) -> bool:
+    """Of another collection than the whole; false in a plan, which knows no tokens."""
+    return data.id != lab.data.id and tokens > 0
+
+
+def _tell(lab: Lab, line: str) -> None:
+    if line not in lab.notes:
+        lab.notes.append(line)
+        say(line)
 
 
 def pooled_index(lab: Lab, student: Artifact, data: Artifact, label: str) -> Artifact:
@@ -96,6 +155,19 @@ def late_recall(lab: Lab, student: Artifact, run: Artifact, *, k: int) -> Artifa
     )  # fmt: skip
 
 
+def bytes_shipped(lab: Lab, student: Artifact) -> float:
+    """Bytes a passage takes on average of all that ships, ids apart: its token vectors, an index of them that finds
+    candidates, and a hybrid's one vector, which ships whatever finds them.
+    """
+    tokens, late = served_tokens(lab, student, lab.data, "after"), late_of(student)
+    found = bytes_of(tokens)
+    if late is not None and late.pooled:
+        found += 4 * int(student.metrics["width"])  # a Flat index of float32
+    if lab.cfg.late.candidates == "tokens" and (index := finding_index(lab, student, lab.data, "after")) is not None:
+        found += 1e6 * float(index.metrics["size_mb"]) / max(1, int(tokens.metrics["rows"]))
+    return found
+
+
 def bytes_of(tokens: Artifact) -> float:
     """Bytes a passage takes on average by its token vectors, its length among them."""
     each = int(tokens.metrics.get("bytes_each", 2 * int(tokens.metrics["width"])))
@@ -106,17 +178,16 @@ def about_late(lab: Lab, student: Artifact, recall: Artifact) -> dict[str, Any]:
     """What is known of the index that ships, for people and for meta.json."""
     late, tokens = lab.cfg.late, served_tokens(lab, student, lab.data, "after")
     finding = finding_index(lab, student, lab.data, "after")
-    of_index = 1e6 * float(finding.metrics["size_mb"]) if finding is not None else 0.0
-    rows = max(1, int(tokens.metrics["rows"]))
+    rows, each = max(1, int(tokens.metrics["rows"])), bytes_shipped(lab, student)
     told = {name: value for name, value in recall.metrics.items() if name not in ("rows", "unit")}
     rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in told.items()}
     return {
         "factory": "MaxSim",
-        "size_mb": round((bytes_of(tokens) * rows + of_index) / 1e6, 3),
+        "size_mb": round(each * rows / 1e6, 3),
         "type": late.type,
         "dim": int(tokens.metrics["width"]),
         "tokens_each": round(int(tokens.metrics["tokens"]) / rows, 1),
-        "bytes": round(bytes_of(tokens) + of_index / rows, 1),
+        "bytes": round(each, 1),
         "candidates": late.candidates,
         **({"finding": finding.metrics["factory"], "depth": late.depth} if finding is not None else {}),
         **({"each": late.near, "probes": late.probes} if late.candidates == "tokens" else {}),

@@ -15,6 +15,7 @@ BITS = 2
 BUCKETS = 1 << BITS
 EACH = 8 // BITS  # numbers in a byte
 MOST_LEFT = 100_000  # vectors whose left-overs' quantiles are taken
+MOST_PRODUCTS = 1 << 26  # of vectors and centroids at once: 268 MB of float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +61,9 @@ def learn(centroids_CD: NDArray[np.float32], sample_TD: NDArray[np.float32]) -> 
     return Codec(*(np.ascontiguousarray(one, dtype=np.float32) for one in (unit, borders, values)))
 
 
-def nearest(centroids_CD: NDArray[np.float32], vectors_TD: NDArray[np.float32], *, block: int = 8192) -> NDArray[np.int64]:
+def nearest(centroids_CD: NDArray[np.float32], vectors_TD: NDArray[np.float32]) -> NDArray[np.int64]:
     """The number of each vector's centroid of greatest inner product; of equal ones the first."""
+    block = min(8192, max(1, MOST_PRODUCTS // len(centroids_CD)))
     found = [np.argmax(vectors_TD[lo : lo + block] @ centroids_CD.T, axis=1) for lo in range(0, len(vectors_TD), block)]
     return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 

@@ -83,6 +83,10 @@ class Reading:
         """Lengths that inputs of texts of these lengths have."""
         if role == "query" and self.late.query_expansion:
             return np.full(len(lengths), self.limits[role], dtype=np.int64)
+        return self.unfilled(role, lengths)
+
+    def unfilled(self, role: str, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As `lengths`, before queries are filled up."""
         extra = int(self.markers[role] is not None)
         return self.special.single_lengths(lengths, self.limits[role] - extra) + extra
 
@@ -246,7 +250,7 @@ def made_late(path: Path, wanted: dict[str, Any], *, seed: int) -> tuple[LateEnc
             vocabulary has no such), no expansion, punctuation skipped.
 
     Raises:
-        InputError: a dim that the folder does not have, or a marker that cannot be one token.
+        InputError: a dim that the folder does not have, a marker that cannot be one token, or `settings` refuses.
     """
     layout, found = read_late(path)
     tokenizer = load_tokenizer(path, layout)
@@ -267,20 +271,36 @@ def made_late(path: Path, wanted: dict[str, Any], *, seed: int) -> tuple[LateEnc
 
 
 def settings(found: Late | None, wanted: dict[str, Any], tokenizer: Any) -> Late:
-    """What the folder says with what the config asks for; skipped are only pieces that the tokenizer knows."""
+    """What the folder says with what the config asks for; skipped are only pieces that the tokenizer knows.
+
+    Raises:
+        InputError: attention to expansion, where there is none, or where a pooled vector would be made of it too.
+    """
     own = found or Late(dim=wanted.get("dim") or 128, skiplist=PUNCTUATION)
     changes = {name: wanted[name] for name in ("query_expansion", "attend_to_expansion") if wanted.get(name) is not None}
     skip = wanted.get("skip_punctuation")
     words = own.skiplist if skip is None else (PUNCTUATION if skip else ())
     changes["skiplist"] = tuple(word for word in words if known_pieces(tokenizer, [word]))
-    changes["pooled"] = own.pooled or bool(wanted.get("pooled"))
+    if wanted.get("pooled") is not None:
+        changes["pooled"] = wanted["pooled"]
     markers = wanted.get("markers")
     if markers is None and found is None:
         markers = UNUSED if len(known_pieces(tokenizer, UNUSED)) == 2 else PYLATE
     if markers is not None:
         changes |= {"query_marker": markers[0], "passage_marker": markers[1]}
     late = own.model_copy(update=changes)
-    return late if late.query_expansion else late.model_copy(update={"attend_to_expansion": False})
+    if not late.query_expansion:
+        if wanted.get("attend_to_expansion"):
+            raise InputError(
+                "student.attend_to_expansion: its queries are not filled up; write query_expansion: true as well, or remove it"
+            )
+        return late.model_copy(update={"attend_to_expansion": False})
+    if late.pooled and late.attend_to_expansion:
+        raise InputError(
+            "student.attend_to_expansion: a hybrid's vector of a query would be made of its mask tokens too, which plain "
+            "sentence-transformers does not add; write attend_to_expansion: false"
+        )
+    return late
 
 
 def _add_markers(model: LateEncoder, tokenizer: Any, seed: int) -> None:

@@ -144,7 +144,8 @@ def file_digest(path: Path) -> str:
 def folder_digest(path: Path) -> str:
     """sha256 over what defines a model: weights, configurations and tokenizer files, by relative name."""
     total = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.suffix in (".safetensors", ".json", ".txt", ".model")):
+    own = (".safetensors", ".json", ".txt", ".model")
+    for file in sorted(p for p in path.rglob("*") if p.suffix in own or p.name == "artifact.metadata"):
         total.update(f"{file.relative_to(path).as_posix()}\0{file_digest(file)}\n".encode())
     return total.hexdigest()
 
@@ -313,11 +314,15 @@ def describe_reranker(folder: Path) -> dict[str, Any]:
         "size_mb": sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e6,
         "layers": config.get("num_hidden_layers"),
         "max_length": int(limit) if limit and limit < 1e6 else None,  # a tokenizer without a limit states 1e30
+        "words": [tokenizer_digest(folder, added=False)],
     }
 
 
-def tokenizer_digest(folder: Path) -> str:
-    """sha256 of the files that decide which ids a text gets (limits and paddings do not)."""
+def tokenizer_digest(folder: Path, *, added: bool = True) -> str:
+    """sha256 of the files that decide which ids a text gets (limits and paddings do not).
+
+    added: with tokens that were added to the vocabulary, such as markers; without them: how words are cut.
+    """
     if (folder / "router_config.json").exists():
         folder = folder / read_layout(folder).passage_folder
     total = hashlib.sha256()
@@ -328,6 +333,8 @@ def tokenizer_digest(folder: Path) -> str:
             rules = json.loads((folder / name).read_text(encoding="utf-8"))
             rules.pop("truncation", None)
             rules.pop("padding", None)
+            if not added:
+                rules.pop("added_tokens", None)
             total.update(json.dumps(rules, sort_keys=True).encode())
             break  # the fast tokenizer's file says everything
         total.update(f"{name}\0{file_digest(folder / name)}\n".encode())

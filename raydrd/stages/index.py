@@ -37,10 +37,14 @@ def blocks(vectors: Parts, lo: int, hi: int) -> Iterator[tuple[int, NDArray[np.f
 
 def sample(vectors: Parts, most: int) -> NDArray[np.float32]:
     """At most so many vectors, drawn without looking at them, in the order of their rows."""
-    rows = np.arange(vectors.rows)
-    if vectors.rows > most:
-        rows = np.sort(np.random.default_rng(0).choice(vectors.rows, most, replace=False, shuffle=False))
-    found = [block[rows[(rows >= lo) & (rows < lo + len(block))] - lo] for lo, block in blocks(vectors, 0, vectors.rows)]
+    if vectors.rows <= most:
+        return np.concatenate([block for _, block in blocks(vectors, 0, vectors.rows)])
+    # NumPy shuffles numbers of all rows only where it draws more than a twentieth of them: never much more than the sample.
+    rows = np.sort(np.random.default_rng(0).choice(vectors.rows, most, replace=False, shuffle=False))
+    found = []
+    for lo, block in blocks(vectors, 0, vectors.rows):
+        inside = slice(*np.searchsorted(rows, [lo, lo + len(block)]))
+        found.append(block[rows[inside] - lo])
     return np.concatenate(found)
 
 

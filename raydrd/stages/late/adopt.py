@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raydrd.models.latelayout import PASSAGE_LENGTH, QUERY_LENGTH, describe_late, read_late
-from raydrd.models.layout import Layout
+from raydrd.models.layout import Layout, tokenizer_digest
 from raydrd.spine.store import Located, Work, stage
 from raydrd.stages.adopt import Student, wanted_layout
 
@@ -42,7 +42,8 @@ def adopt_late(
     """A PyLate folder under `model/`, with `layout` and the settings `late`, cut to `layers`.
 
     A plain encoder gets a projection drawn by `seed`: the same one whatever the layers, so a cut student can learn its
-    uncut original's token vectors again.
+    uncut original's token vectors again. `words` are digests of the source's tokenizer, as it is and without tokens that
+    were added: markers change the student's own, and not how words are cut.
 
     Raises:
         InputError: what the settings ask for does not go with the model.
@@ -51,6 +52,7 @@ def adopt_late(
     from raydrd.models.late import made_late, save_late
 
     model, tokenizer = made_late(source.where, late, seed=seed)
+    own, projected = read_late(source.where)
     if layers is not None:
         cut_layers(model.backbone, layers if isinstance(layers, int) else tuple(layers))
     with tempfile.TemporaryDirectory() as scratch:
@@ -66,5 +68,6 @@ def adopt_late(
             "parameters": sum(p.numel() for p in model.parameters()),
             "width": model.width,
             "layers": int(model.backbone.config.num_hidden_layers),
-            "projection": "drawn" if read_late(source.where)[1] is None else "its own",
+            "projection": "drawn" if projected is None else "its own",
+            "words": [tokenizer_digest(source.where / own.passage_folder, added=added) for added in (True, False)],
         }

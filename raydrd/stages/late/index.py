@@ -19,7 +19,7 @@ from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Work, stage
 from raydrd.spine.tables import CANDIDATES
 from raydrd.stages.indexfile import opened
-from raydrd.stages.late.pack import codec_of, open_passages
+from raydrd.stages.late.pack import codec_of, lists_in, open_passages
 from raydrd.stages.late.pairs import pair_scores
 from raydrd.stages.shards import parts_of, pending
 
@@ -75,7 +75,7 @@ def near(
 
 def starts_of(passages: Parts) -> NDArray[np.int64]:
     """Number of each passage's first token, and of all: int64 [passages + 1]; of vectors as they are, or compressed ones."""
-    counts = [table.column(0).combine_chunks().value_lengths().to_numpy() for _, table in passages.each()]
+    counts = [np.diff(lists_in(table.column(0)).offsets.to_numpy()) for _, table in passages.each()]  # vectors stay unread
     return np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
 
 

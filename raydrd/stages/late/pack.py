@@ -75,6 +75,11 @@ def packed_schema(width: int, centroids: int) -> pa.Schema:
     return pa.schema([("codes", pa.list_(code)), ("bits", pa.list_(pa.field("item", bits, nullable=False)))])
 
 
+def lists_in(column: pa.ChunkedArray) -> pa.ListArray:
+    """The lists of a column: a view of the file where it is one batch. `combine_chunks` copies, also a single chunk."""
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+
 class PackedReader:
     """Compressed token vectors by row, from memory-mapped parts: read like `RaggedReader`, decompressed when asked for."""
 
@@ -85,8 +90,7 @@ class PackedReader:
     def _part(self, number: int) -> tuple[NDArray[np.int32], NDArray[Any], NDArray[np.uint8]]:
         if number not in self._open:
             table = self.parts.read(self.parts.parts[number])
-            codes, bits = (table[name].combine_chunks() for name in ("codes", "bits"))
-            codes, bits = (one.chunk(0) if isinstance(one, pa.ChunkedArray) else one for one in (codes, bits))
+            codes, bits = (lists_in(table[name]) for name in ("codes", "bits"))
             flat = bits.values.flatten().to_numpy().reshape(-1, bytes_of_bits(self.width))
             self._open[number] = (codes.offsets.to_numpy(), codes.values.to_numpy(), flat)
         return self._open[number]

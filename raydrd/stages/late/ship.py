@@ -62,7 +62,7 @@ class LateVerifier:
                 )  # fmt: skip
                 rows = np.arange(min(shard["sample"], texts.rows))
                 if number == 1 and role == "query":  # one length limit is all that it knows
-                    lengths = ours.reading.lengths(role, ours.tokens.lengths(rows))
+                    lengths = ours.reading.unfilled(role, ours.tokens.lengths(rows))
                     rows = rows[lengths < ours.reading.limits[role]]
                 if not len(rows):
                     continue
