@@ -22,7 +22,7 @@ from raydrd.examples import examples
 from raydrd.flow.judge import judge
 from raydrd.flow.lab import Lab
 from raydrd.flow.retrieve import bm25, retrieve, token_vectors, tokens, vectors
-from raydrd.flow.serve import as_shipped, served_form, served_index, served_vectors, served_words
+from raydrd.flow.serve import as_shipped, searched_exactly, served_form, served_index, served_vectors, served_words
 from raydrd.flow.servelate import about_late, about_model, late_recall, lay_out_tokens, pooled_run, served_tokens
 from raydrd.flow.teach import teacher_run
 from raydrd.flow.teachers import Teacher
@@ -77,7 +77,8 @@ def measured(lab: Lab, student: Artifact) -> Measured:
     recall = None
     if lab.cfg.index != "Flat":
         asked, kept = (served_vectors(lab, student, lab.data, name, "after") for name in ("queries/test", "corpus"))
-        recall = lab.store.run(measure_index, "recall of index", index=index, queries=asked, passages=kept, run=after)
+        exact = searched_exactly(lab, student, lab.data, "queries/test", k=depth, label="after, exact")
+        recall = lab.store.run(measure_index, "recall of index", index=index, queries=asked, passages=kept, run=exact)
     sizes = _measured_sizes(lab, student, passages) if lab.cfg.wants_sizes else None
     cut = {"dim": lab.cfg.vectors.dim} if lab.cfg.vectors.dim is not None else {}
     verified = lab.store.run(

@@ -226,3 +226,11 @@ def test_pareto_weighs_quality_speed_and_bytes() -> None:
     assert [row["point"] for row in found if row["front"]] == [1, 0]
     same = [{**one, "size": size(384, 2, None)} for one in trials]
     assert pareto(result([SCALE], same)) == []
+
+
+def test_a_point_that_was_drawn_twice_counts_once() -> None:
+    found = _sweep()
+    twice = {**found["trials"][3], "number": 24, "point_number": 24}
+    again = result([SCALE, RATE, NAMES], [*found["trials"], twice])
+    rows = importance(again)
+    assert rows == importance(found) and {row["points"] for row in rows} == {24}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from raydrd.spine.storage import Folder
 from raydrd.spine.store import Store
 from raydrd.stages.scorers import CrossEncoderScorer
 from raydrd.sweeping.claims import Leases
-from raydrd.sweeping.main import sweep
-from raydrd.sweeping.plan import read_plan
-from raydrd.sweeping.work import read_record, run_trial
+from raydrd.sweeping.main import _Board, sweep
+from raydrd.sweeping.plan import Plan, Trial, read_plan
+from raydrd.sweeping.tracking import Tracking
+from raydrd.sweeping.work import read_record, run_trial, write_record
 from tests.sweeps import EXACT, GRADED, METRIC, records, step, toy_sweep, trained
 
 SPACE = {
@@ -228,40 +230,13 @@ def test_seeds_become_intervals(tmp_path: Path, toy_config: dict[str, Any]) -> N
     for point in result["points"]:
         values = [result["trials"][number]["dev"][METRIC] for number in point["trials"]]
         found = point["dev"][METRIC]
-        assert found["mean"] == pytest.approx(np.mean(values)) and min(values) <= found["low"] < found["mean"] < found["high"]
+        assert (found["mean"], found["std"]) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
+        assert (found["min"], found["max"]) == (min(values), max(values))
+        # Student's t with two degrees of freedom: 4.303, far beyond what a bootstrap of three values can reach.
+        assert found["high"] - found["mean"] == pytest.approx(4.302653 * np.std(values, ddof=1) / 3**0.5, rel=1e-5)
+        assert found["mean"] - found["low"] == pytest.approx(found["high"] - found["mean"])
     means = [point["dev"][METRIC]["mean"] for point in result["points"]]
     assert result["best_point"] == int(np.argmax(means))
-
-
-def test_optuna_draws_from_what_trials_came_to_and_goes_on_with_the_same_draws(
-    tmp_path: Path, toy_config: dict[str, Any]
-) -> None:
-    pytest.importorskip("optuna")
-    space = {"loss.score_scale": {"loguniform": [1.0, 60.0]}, "curriculum.*.train.learning_rate": {"choice": [1e-3, 3e-3]}}
-    file = toy_sweep(tmp_path, toy_config, space=space, search="optuna", samples=3, base={"curriculum": [step(EXACT, 4)]})
-    where = {"out": str(tmp_path / "out"), "store": str(tmp_path / "store")}
-    first = sweep(file, [], **where)
-    assert [trial["status"] for trial in first["trials"]] == ["finished"] * 4
-    assert all(1 <= trial["point"]["loss.score_scale"] <= 60 for trial in first["trials"][1:])
-    before = trained(tmp_path / "store")
-    longer = sweep(file, ["samples=4"], **where)
-    assert longer["trials"][:4] == first["trials"] and len(longer["trials"]) == 5
-    after = trained(tmp_path / "store")
-    assert {key: after[key] for key in before} == before and len(after) == len(before) + 1
-
-
-def test_optuna_points_that_make_no_config_are_refused_and_the_search_goes_on(
-    tmp_path: Path, toy_config: dict[str, Any]
-) -> None:
-    pytest.importorskip("optuna")
-    # Each value is possible beside the base's, half of the pairs are not.
-    space = {"index": {"choice": ["Flat", "HNSW32"]}, "vectors.type": {"choice": ["float32", "int8"]}}
-    file = toy_sweep(tmp_path, toy_config, space=space, search="optuna", samples=8, base={"curriculum": [step(EXACT, 2)]})
-    result = sweep(file, [], out=str(tmp_path / "out"), store=str(tmp_path / "store"))
-    refused = [trial for trial in result["trials"] if trial["status"] == "refused"]
-    assert refused and all(trial["point"] == {"index": "HNSW32", "vectors.type": "int8"} for trial in refused)
-    assert all("vectors.type" in trial["reason"] for trial in refused)
-    assert {trial["status"] for trial in result["trials"] if trial not in refused} == {"finished"}
 
 
 def test_a_sweep_without_dev_queries_is_refused(tmp_path: Path, toy_config: dict[str, Any]) -> None:
@@ -280,6 +255,96 @@ def test_a_finished_record_is_reported_again_and_not_run(swept: dict[str, Any], 
     record = run_trial(plan.trials[1], plan.trials[1].cfg, folder=folder, store=store, opened={}, report=told.append)
     assert told == record["reports"] == read_record(folder, plan.trials[1])["reports"] and len(told) == 3
     assert not (home / "nowhere").exists()
+
+
+def _taken_up(plan: Plan, trial: Trial, home: Path, tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    """A trial's record after another call took it up, with `changes` made to it before."""
+    shutil.copytree(home / "out" / "trials", tmp_path / "trials")
+    folder = Folder.of(tmp_path / "trials")
+    write_record(folder, trial, {**read_record(folder, trial), **changes})
+    store = Store(Folder.of(home / "store"), Cluster(plan.cfg.resources))
+    _Board(plan, folder, Tracking([], Folder.of(tmp_path), "toy"), store).of(trial)
+    return read_record(folder, trial)
+
+
+def test_a_stopped_trial_stays_stopped_only_for_the_judge_that_stopped_it(
+    swept: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    plan = read_plan(swept["file"], [])
+    judge = {"scheduler": {"kind": "fifo"}, "metric": METRIC}
+    old = read_record(Folder.of(home / "out" / "trials"), plan.trials[1])
+    left = {"status": "stopped", "student": None, "reports": old["reports"][:2]}
+    for number, (by, expected) in enumerate(
+        (
+            (judge, "stopped"),
+            ({**judge, "metric": "RR@10"}, "running"),
+            ({**judge, "scheduler": {"kind": "asha", "grace": 10, "reduction": 3.0}}, "running"),
+            (None, "running"),
+        )
+    ):
+        found = _taken_up(plan, plan.trials[1], home, tmp_path / str(number), **left, judged_by=by)
+        assert (found["status"], found["reports"]) == (expected, old["reports"][:2]), by
+
+
+def test_what_asha_stopped_goes_on_under_fifo(swept: dict[str, Any], home: Path, tmp_path: Path) -> None:
+    """The whole command: the stopped trial ends as it would have, and the one that finished is left alone."""
+    shutil.copytree(home / "out", tmp_path / "out")
+    folder, trial = Folder.of(tmp_path / "out" / "trials"), read_plan(swept["file"], []).trials[1]
+    old = records(tmp_path / "out")
+    whole = read_record(folder, trial)
+    cut = {
+        "status": "stopped",
+        "student": None,
+        "size": None,
+        "reports": whole["reports"][:2],
+        "dev": whole["reports"][1]["dev"],
+    }
+    write_record(folder, trial, {**whole, **cut, "judged_by": {"scheduler": {"kind": "asha"}, "metric": METRIC}})
+    again = sweep(swept["file"], ["confirm=null"], out=str(tmp_path / "out"), store=str(home / "store"))
+    assert again["trials"][1]["status"] == "finished" and again["trials"][1]["reports"][:2] == whole["reports"][:2]
+    assert again["trials"][1]["dev"] == whole["dev"] and again["trials"][1]["student"] == whole["student"]
+    found = records(tmp_path / "out")
+    assert all(found[name] == old[name] for name in old if not name.startswith("001-"))
+
+
+def test_records_of_other_data_or_of_a_store_without_the_student_begin_anew(
+    swept: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    plan = read_plan(swept["file"], [])
+    trial = plan.trials[1]
+    kept = _taken_up(plan, trial, home, tmp_path / "kept")
+    assert kept["status"] == "finished" and kept["data"] == swept["result"]["provenance"]["data_digest"]
+    for number, changes in enumerate(({"data": "another"}, {"student": "train/0123456789abcdef"})):
+        found = _taken_up(plan, trial, home, tmp_path / str(number), **changes)
+        assert (found["status"], found["reports"], found["journal"]) == ("running", [], []), changes
+
+
+def test_an_edited_corpus_and_an_emptied_store_are_seen_by_the_same_command(
+    tmp_path: Path, toy: Path, toy_config: dict[str, Any]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(toy / "data", data)
+    base = {"curriculum": [step(EXACT, 3)], "data": {**toy_config["data"], "path": str(data)}}
+    file = toy_sweep(tmp_path, toy_config, space={"loss.score_scale": {"choice": [40]}}, base=base)
+    where = {"out": str(tmp_path / "out"), "store": str(tmp_path / "store")}
+    first = sweep(file, [], **where)
+    shutil.rmtree(tmp_path / "store")
+    assert [one["dev"] for one in sweep(file, [], **where)["trials"]] == [one["dev"] for one in first["trials"]]
+    corpus = data / "corpus.jsonl"
+    lines = corpus.read_text().splitlines()
+    corpus.write_text("\n".join([json.dumps({**json.loads(lines[0]), "text": "something else"}), *lines[1:]]) + "\n")
+    after = sweep(file, [], **where)
+    assert all(one["student"] != old["student"] for one, old in zip(after["trials"], first["trials"], strict=True))
+
+
+def test_names_of_a_finished_trial_follow_the_file(swept: dict[str, Any], home: Path, tmp_path: Path) -> None:
+    plan = read_plan(swept["file"], [])
+    old = {"label": "an old name", "point": {"gone": 1}, "point_number": 7, "flat": {"gone": 0}}
+    found = _taken_up(plan, plan.trials[1], home, tmp_path, **old)
+    assert {name: found[name] for name in old} == {name: getattr(plan.trials[1], name) for name in old}
+    # A population's trial has values of its own by now.
+    found = _taken_up(plan, plan.trials[1], home, tmp_path / "pbt", **old, history=[{"gone": 1}])
+    assert (found["label"], found["point"], found["point_number"]) == ("an old name", {"gone": 1}, 1)
 
 
 def test_a_claim_passes_on_when_its_holder_is_silent() -> None:

@@ -17,6 +17,7 @@ from raydrd.report.plots import apart, cut, cut_front, log_ticks, metric_scale, 
 from raydrd.spine.storage import Folder
 from raydrd.sweeping.importance import importance
 from raydrd.sweeping.pareto import pareto
+from raydrd.sweeping.result import points
 from tests.pages import Page
 from tests.sweep_results import MAIN, RECOVERED, confirmation, ended, field, result, trial
 
@@ -132,6 +133,22 @@ def test_several_seeds_show_intervals() -> None:
     assert Pictures(page).trials("polyline", "span") == {"0", "1", "2"}
     trials[8] = {**trials[8], "status": "failed"}  # a point that lost a seed is not to be chosen, however good the others
     assert [row.number for row in sweeptext.rows(result([SCALE], trials, seeds=3))] == [1, 0, 2]
+
+
+def test_a_sweep_of_seeds_says_how_noisy_the_config_is() -> None:
+    values = (0.610, 0.620, 0.633)
+    trials = [trial(n, {}, [*RECOVERED, (120, value)], point_number=0, seed=n) for n, value in enumerate(values)]
+    found = result([], trials, seeds=3, best_point=0)
+    found["points"] = points(trials)
+    expected = (
+        "3 seeds of the same config: dev nDCG@10 is 0.621 on average, with a standard deviation of 0.0115, from 0.610 to 0.633."
+    )
+    assert sweeptext.verdict(found) == expected
+    assert expected in " ".join(sweep.terminal(found).split()) and expected in Page(sweep.render(found)).text
+    assert "[0.592, 0.650]" in sweep.terminal(found), "Student's t"
+    trials[1:] = [{**one, "status": "failed"} for one in trials[1:]]
+    found["points"] = points(trials)
+    assert found["points"][0]["dev"][MAIN]["low"] is None and "[" not in sweep.terminal(found).splitlines()[1]
 
 
 def test_markdown_escapes_names(asha: dict[str, Any]) -> None:

@@ -123,6 +123,25 @@ def test_without_ray_nothing_can_be_stopped(
     assert "scheduler: needs Ray" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_entries_that_overwrite_one_another_end_the_command(
+    tmp_path: Path, toy_config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = {LEARNING: {"choice": [1e-3]}, "curriculum": {"named": {"one": [step(EXACT, 5)]}}}
+    file = toy_sweep(tmp_path, toy_config, space=space)
+    assert main(["sweep", file, "--out", str(tmp_path / "out")]) == 2
+    assert f"{file}: space.curriculum: curriculum sets again what {LEARNING}" in capsys.readouterr().err
+
+
+def test_asha_says_where_it_can_stop_nothing(tmp_path: Path, toy_config: dict[str, Any]) -> None:
+    space = {"loss.score_scale": {"choice": [10, 40]}}
+    alone = {"curriculum": [step(EXACT, 40)]}
+    for number, (base, search, notes) in enumerate(((alone, "random", 1), (alone, "optuna", 1), ({}, "random", 0))):
+        file = toy_sweep(tmp_path / str(number), toy_config, base=base, space=space, search=search, scheduler="asha", samples=2)
+        told = read_plan(file, []).notes
+        assert len(told) == notes and all("stops a trial between two trainings" in line for line in told)
+    assert not read_plan(file, ["scheduler=fifo"]).notes
+
+
 def test_there_are_shipped_sweeps() -> None:
     assert {"curriculum", "dark", "temperature", "pairs", "filter", "seeds"} <= {path.stem for path in SHIPPED}
 

@@ -12,6 +12,8 @@ import yaml
 
 from raydrd.config import override
 from raydrd.errors import InputError
+from raydrd.sweeping.overlaps import check_overlaps
+from raydrd.sweeping.rungs import Rungs
 from raydrd.sweeping.space import domains, draw, grid, overrides, point_of, within
 from raydrd.sweeping.spec import Entry, read_sweep
 from raydrd.sweeping.words import about, at, label, words
@@ -189,3 +191,77 @@ def test_overrides_go_to_the_sweep_or_to_its_base(tmp_path: Path) -> None:
     found = read_sweep(str(file), ["samples=4", "data.limit=7", "set.keep=best", "scheduler=asha", "x.0.y=[1, 2]"])
     assert (found.samples, found.scheduler.kind) == (4, "asha")
     assert found.set == {"data.limit": 7, "keep": "best", "x.0.y": [1, 2]}
+
+
+THREE = {"named": {"none": None, "few": {"keep": 1}, "many": {"keep": 9}}}
+CLASH = {
+    "whole after part": (
+        {LEARNING: {"choice": [1]}, "curriculum": {"named": {"a": []}}},
+        f"space.curriculum: curriculum sets again what {LEARNING} of space.{LEARNING} sets; write {LEARNING} below curriculum",
+    ),
+    "any after one": (
+        {"curriculum.0.train.learning_rate": {"choice": [1]}, LEARNING: {"choice": [2]}},
+        f"space.{LEARNING}: .* sets again what curriculum.0.train.learning_rate .*; write one of the two",
+    ),
+    "share": (
+        {"mix": {"shares": ["a.x", "a.y"]}, "a.y": {"uniform": [0, 1]}},
+        "space.a.y: a.y sets again what a.y of space.mix sets",
+    ),
+    "path": (
+        {"a.y": {"choice": [1]}, "both": {"paths": ["b", "a"], "named": {"one": {"a": {}, "b": 1}}}},
+        "space.both: a sets again what a.y of space.a.y sets",
+    ),
+    "null": (
+        {"filter": THREE, "filter.keep": {"choice": [1, 2]}},
+        "space.filter.keep: with filter: none there is nothing to set it in, filter is null there; write "
+        r"when: {filter: \[few, many\]}",
+    ),
+    "null of an item": (
+        {"steps": {"named": {"a": [{"t": None}], "b": [{"t": {"x": 1}}]}}, "steps.*.t.x": {"choice": [1]}},
+        r"with steps: a .*when: {steps: \[b\]}",
+    ),
+    "null of a choice": (
+        {"a": {"choice": [None, {"b": 1}]}, "a.b": {"choice": [1]}},
+        "with a: null there is nothing to set it in",
+    ),
+    "condition that allows it": (
+        {"filter": THREE, "filter.keep": {"choice": [1, 2], "when": {"filter": ["none", "few"]}}},
+        "with filter: none",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CLASH)
+def test_entries_that_overwrite_one_another_are_refused(case: str) -> None:
+    entries, expected = CLASH[case]
+    with pytest.raises(InputError, match=expected) as raised:
+        check_overlaps(space(**entries))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"curriculum": {"named": {"a": [], "b": []}}, LEARNING: {"choice": [1]}},
+        {LEARNING: {"choice": [1]}, "curriculum.0.train.learning_rate": {"choice": [2]}},
+        {"filter": THREE, "filter.keep": {"choice": [1], "when": {"filter": ["few", "many"]}}},
+        {"filter": THREE, "n": {"int": [1, 2], "when": {"filter": "few"}}, "filter.keep": {"choice": [1], "when": {"n": 2}}},
+        {"k": {"choice": [1, 2]}, "m": {"shares": ["x", "y"], "when": {"k": 1}}, "x": {"choice": [1], "when": {"k": 2}}},
+        {"a.x": {"choice": [1]}, "a.xy": {"choice": [1]}},
+        {"pacing": {"named": {"off": None}}, "train.seed": {"choice": [1]}},
+    ],
+)
+def test_entries_beside_or_below_one_another_are_fine(entries: dict[str, Any]) -> None:
+    check_overlaps(space(**entries))
+
+
+def test_halving_compares_after_as_many_updates_only() -> None:
+    rungs = Rungs(grace=20, reduction=3.0)
+    assert not rungs.stops("a", 0, 0.0) and not rungs.stops("a", 10, 0.0), "below the first rung nothing is looked at"
+    assert not rungs.stops("a", 20, 0.5)
+    assert not rungs.stops("long", 40, 0.4), "nobody else's first report in this rung came after 40 updates"
+    assert rungs.stops("b", 20, 0.4), "a's was better after as many"
+    assert not rungs.stops("c", 20, 0.9) and not rungs.stops("c", 40, 0.0), "once a rung: the next one begins at 60"
+    assert rungs.stops("d", 20, 0.6), "below the best third of 0.4, 0.5, 0.9"
+    assert not rungs.stops("c", 60, 0.1) and rungs.stops("a", 60, 0.0)
+    assert rungs.stops("longer", 40, 0.3) and not rungs.stops("longest", 40, 0.45)

@@ -79,6 +79,34 @@ def test_wandb_gets_the_curve_over_updates(sent: list[tuple[str, Any]], tmp_path
     assert sent[2][1] == {"updates": 20, "dev/nDCG@10": 0.5}
 
 
+def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(
+    sent: list[tuple[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+
+        def init(**values: Any) -> Any:
+            sent.append(("tried", None))
+            raise RuntimeError("api_key not configured\n(no-tty)")
+
+        patch.setattr(sys.modules["wandb"], "init", init)
+        follow = Tracking(["wandb", "mlflow"], Folder.of(tmp_path), "toy")
+        for number in (3, 4):
+            follow.ended(number, {**RECORD, "number": number})
+        follow.close()
+    kinds = [kind for kind, _ in sent]
+    assert kinds.count("tried") == 1 and kinds.count("run") == 2, "asked once, while MLflow has both trials"
+    (note,) = follow.notes
+    assert note.startswith("tracking: wandb failed and is left out (api_key not configured (no-tty))")
+    assert note in capsys.readouterr().err
+    sent.clear()
+    again = Tracking(["wandb", "mlflow"], Folder.of(tmp_path), "toy")
+    for number in (3, 4):
+        again.ended(number, {**RECORD, "number": number})
+    again.close()
+    kinds = [kind for kind, _ in sent]
+    assert kinds.count("init") == 2 and "run" not in kinds and not again.notes
+
+
 def test_nobody_is_sent_anything_unasked(sent: list[tuple[str, Any]], tmp_path: Path) -> None:
     follow = Tracking([], Folder.of(tmp_path), "toy")
     follow.ended(3, RECORD)

@@ -12,7 +12,8 @@ from raydrd.spine.store import Artifact
 from raydrd.stages.adopt import layout_of
 from raydrd.stages.cutting import cut_vectors
 from raydrd.stages.index import build_index
-from raydrd.stages.indexfile import bytes_each, made
+from raydrd.stages.indexfile import bytes_each, fewest, made
+from raydrd.stages.load import table
 from raydrd.stages.lookup import search_index
 from raydrd.stages.race import race
 from raydrd.stages.search import search
@@ -35,23 +36,41 @@ def served_index(lab: Lab, student: Artifact, data: Artifact, label: str, stage_
 
 
 def as_shipped(lab: Lab, student: Artifact, data: Artifact, name: str, *, k: int, label: str) -> Artifact:
-    """The k best passages a query of table `name`, by the vectors that ship.
+    """The k best passages a query of table `name`, by the vectors that ship, in the index that ships: dev as test.
 
-    float32 vectors are searched exactly, as a Flat index does (another `index` is measured against that). int8 and
-    binary ones are searched in an index of the collection's passages, for dev as for test.
+    Flat is exact search, so no index of it is built. A sample of passages that is too small for the index to learn from is
+    searched exactly too, and the lab notes it.
     """
-    form = lab.cfg.vectors
     if lab.cfg.student.tokens:
         return late_run(lab, student, data, name, k=k, label=label)
-    if form == Served():
-        return retrieve(lab, student, data, name, k=k, label=label)
+    if lab.cfg.factory == "Flat" or _too_few(lab, student, data):
+        return searched_exactly(lab, student, data, name, k=k, label=label)
     queries = served_vectors(lab, student, data, name, label)
-    what = f"search {name.removeprefix('queries/')} ({label})"
-    if form.type == "float32":
-        passages = served_vectors(lab, student, data, "corpus", label)
-        return lab.store.run(search, what, queries=queries, passages=passages, k=k)
     index = served_index(lab, student, data, label)
-    return lab.store.run(search_index, what, index=index, queries=queries, k=k)
+    return lab.store.run(search_index, f"search {name.removeprefix('queries/')} ({label})", index=index, queries=queries, k=k)
+
+
+def searched_exactly(lab: Lab, student: Artifact, data: Artifact, name: str, *, k: int, label: str) -> Artifact:
+    """As `as_shipped`, of float32 vectors as Flat gives them, whatever index ships: what it is measured against."""
+    if lab.cfg.vectors == Served():
+        return retrieve(lab, student, data, name, k=k, label=label)
+    queries, passages = (served_vectors(lab, student, data, table_, label) for table_ in (name, "corpus"))
+    return lab.store.run(search, f"search {name.removeprefix('queries/')} ({label})", queries=queries, passages=passages, k=k)
+
+
+def learns_from(lab: Lab, student: Artifact) -> int:
+    """Passages that the index which ships cannot be made with less than."""
+    return fewest(made(lab.cfg.factory, lab.cfg.vectors.dim or int(student.metrics["width"])))[0]
+
+
+def _too_few(lab: Lab, student: Artifact, data: Artifact) -> bool:
+    there, needed = table(data, "corpus").rows, learns_from(lab, student)
+    if there >= needed:
+        return False
+    told = f"index {lab.cfg.factory} learns from {needed:,} passages, the dev sample has {there:,}: dev is searched exactly"
+    if told not in lab.notes:
+        lab.notes.append(told)
+    return True
 
 
 def served_form(lab: Lab, student: Artifact) -> dict[str, Any] | None:

@@ -53,7 +53,8 @@ def _spans(result: Mapping[str, Any], compared: Footing) -> dict[int, tuple[floa
     if result["seeds"] < 2 or compared.updates is not None:
         return {}
     found = {p["number"]: p["dev"].get(result["metric"]) for p in result["points"] if p["number"] in compared.values}
-    return {key: (dev["low"], dev["high"]) for key, dev in found.items() if dev and dev["high"] > dev["low"]}
+    wide = {key: dev for key, dev in found.items() if dev and dev["low"] is not None}
+    return {key: (dev["low"], dev["high"]) for key, dev in wide.items() if dev["high"] > dev["low"]}
 
 
 def _all(compared: Footing, spans: Mapping[int, tuple[float, float]]) -> list[float]:

@@ -78,7 +78,7 @@ def _trials(result: Mapping[str, Any]) -> str:
 
 
 def _head(name: str, spread: bool) -> list[str]:
-    return [f"dev {name}", "[95 % interval]"] if spread else [f"dev {name}"]
+    return [f"dev {name}", "[95 % t-interval]"] if spread else [f"dev {name}"]
 
 
 def _cells(row: Row, names: list[str], spread: bool) -> list[str]:

@@ -101,6 +101,8 @@ def troubles(result: Mapping[str, Any]) -> list[str]:
 def verdict(result: Mapping[str, Any]) -> str:
     """One sentence: what dev chose, against the default, and whether the test queries agree."""
     main, shown = result["metric"], ends(result)
+    if not result["fields"] and (noise := _noise(result)):
+        return noise
     if result["best_point"] is None:
         return f"No trial of {result['name']} finished, so nothing is chosen."
     best, default = shown.get(result["best_point"]), shown.get(0)
@@ -110,6 +112,19 @@ def verdict(result: Mapping[str, Any]) -> str:
         return f"Nothing tried beats the default on dev: {main} {summary.decimal(best)}{against}."
     told = f"{main} {summary.decimal(best)}" + (f" (default {summary.decimal(default)})" if default is not None else "")
     return f"{noun(result).title()} {result['best_point']} is the best on dev: {told}; {_confirmed(result)}."
+
+
+def _noise(result: Mapping[str, Any]) -> str:
+    """How noisy the base config is, where nothing but seeds was tried; nothing where fewer than two ended."""
+    dev = result["points"][0]["dev"].get(result["metric"]) or {}
+    if dev.get("std") is None:
+        return ""
+    count = sum(trial["status"] == "finished" for trial in result["trials"])
+    mean, low, high = (summary.decimal(dev[name]) for name in ("mean", "min", "max"))
+    return (
+        f"{count} seeds of the same config: dev {result['metric']} is {mean} on average, with a standard deviation of "
+        f"{summary.decimal(dev['std'], 4)}, from {low} to {high}."
+    )
 
 
 def chosen(result: Mapping[str, Any]) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from raydrd.spine.parts import Parts, matrix
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Work, stage
+from raydrd.spine.tables import CANDIDATES
 from raydrd.stages.indexfile import opened
 from raydrd.stages.search import FEW_DOT_PRODUCTS, write_candidates
 from raydrd.stages.shards import parts_of, pending
@@ -36,13 +38,20 @@ class Asker:
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         asked = matrix(self.queries.slice(shard["lo"], shard["hi"], ["vector"]))
         scores, rows = best_of(self.index, asked, self.k)
-        write_candidates(self.out, shard["name"], np.arange(shard["lo"], shard["hi"]), rows, scores)
+        there = rows >= 0  # FAISS fills up with -1 what the lists that it looks into do not hold
+        if there.all():
+            write_candidates(self.out, shard["name"], np.arange(shard["lo"], shard["hi"]), rows, scores)
+            return {}
+        ends = pa.array(np.concatenate([[0], np.cumsum(there.sum(axis=1))]), pa.int32())
+        lists = [pa.ListArray.from_arrays(ends, pa.array(found[there])) for found in (rows, scores)]
+        queries = pa.array(np.arange(shard["lo"], shard["hi"]), pa.int64())
+        self.out.write_table(shard["name"], pa.table([queries, *lists], schema=CANDIDATES))
         return {}
 
 
 @stage(version=1)
 def search_index(work: Work, *, index: Artifact, queries: Artifact, k: int) -> dict[str, Any]:
-    """The k best passages of an index for every query; the index looks at every passage."""
+    """The k best passages of an index for every query; fewer where it looks into few of its lists."""
     q, rows = parts_of(queries), int(index.metrics["rows"])
     work.cluster.map(
         Asker,

@@ -28,11 +28,12 @@ def importance(result: Mapping[str, Any], *, seed: int = 0, draws: int = _DRAWS)
     that are all numbers: the better of line and groups. Never below 0. p: how often the metric, shuffled among
     the points, is explained as well (the same choice of the better one made anew each time); Holm's correction over the fields.
 
-    A point counts once, by its mean over seeds. What is compared is told by `report.trials.footing`: the end of
-    training, or, where trials were stopped, the number of updates that all reached. There a field that acts later
-    seems to do nothing. What lies far below the rest (a diverged trial; `report.trials.fence`) counts as the lowest of
-    the rest: else one of them would be most of the variance. A field with a condition is judged among the points where
-    it is active. Shares with more than two parts have a row a part, and these rows are not independent.
+    A point counts once, by its mean over seeds, also if a searcher drew it twice. What is compared is told by
+    `report.trials.footing`: the end of training, or, where trials were stopped, the number of updates that all reached.
+    There a field that acts later seems to do nothing. What lies far below the rest (a diverged trial;
+    `report.trials.fence`) counts as the lowest of the rest: else one of them would be most of the variance. A field with a
+    condition is judged among the points where it is active. Shares with more than two parts have a row a part, and these
+    rows are not independent.
 
     It cannot see interactions (a field that helps only beside a value of another), a peak that thirds do not
     catch, or which of two fields that were drawn together did it. A searcher that draws where it is good (optuna) does not
@@ -44,12 +45,22 @@ def importance(result: Mapping[str, Any], *, seed: int = 0, draws: int = _DRAWS)
     """
     compared = footing(result)
     changing = (result.get("scheduler") or {}).get("kind") == "pbt"
-    rows = [_row(result, column, compared.held, seed, draws, changing) for column in columns(result)]
+    values = {key: value for key, value in compared.held.items() if key in _distinct(result)}
+    rows = [_row(result, column, values, seed, draws, changing) for column in columns(result)]
     tested = [row for row in rows if row["p"] is not None]
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = p
     ordered = sorted(rows, key=lambda row: -1.0 if row["share"] is None else row["share"], reverse=True)
     return [{**row, "updates": compared.updates} for row in ordered]
+
+
+def _distinct(result: Mapping[str, Any]) -> set[int]:
+    """Numbers of the points, of those with the same config the first."""
+    keys = {int(trial["number"]): str(trial["key"]) for trial in result["trials"]}
+    first: dict[str, int] = {}
+    for point in result["points"]:
+        first.setdefault(keys[point["trials"][0]], int(point["number"]))
+    return set(first.values())
 
 
 def _row(

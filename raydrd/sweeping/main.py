@@ -13,18 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydrd.config import Resources
+from raydrd.data.spec import Data
 from raydrd.errors import InputError, StageError
-from raydrd.flow.lab import Lab, open_lab
+from raydrd.flow.lab import Lab, located_data, open_lab
 from raydrd.session import lasting, opened
 from raydrd.spine.cluster import shared_or_refuse
 from raydrd.spine.progress import say
 from raydrd.spine.storage import Folder
-from raydrd.spine.store import Store
+from raydrd.spine.store import Store, identify
+from raydrd.stages.load import load
 from raydrd.sweeping import confirm, result, tpe
 from raydrd.sweeping.plan import Plan, Trial, read_plan
 from raydrd.sweeping.spec import Asha
 from raydrd.sweeping.tracking import Tracking, check_packages
-from raydrd.sweeping.work import run_trial, write_record
+from raydrd.sweeping.work import run_trial, take_up, write_record
 
 RECORDS = "trials"
 LOST = "its process died (out of memory, or a crash below Python)"
@@ -78,15 +80,18 @@ def _run(plan: Plan, store: Store, folder: Folder, alone: bool, began: float) ->
     place = None if alone else _place(plan, store, folder)
     store.cluster.resources = _driver_resources(plan.cfg.resources, store.cluster.is_local)
     follow = Tracking(plan.sweep.tracking, folder, plan.name)
-    one = _Sweep(plan, store, folder, place, _Board(plan, folder / RECORDS, follow), {})
+    one = _Sweep(plan, store, folder, place, _Board(plan, folder / RECORDS, follow, store), {})
     try:
         say(_told(plan, place))
+        for note in plan.notes:
+            say(f"note: {note}")
         lab = _first(one)
         _carry_out(one, lab, plan.trials[1:], searched=True)
         ran = one.board.records(range(plan.total))
         best = result.best_point(plan, ran)
         confirmed = confirm.confirm(plan, ran, best, lambda fresh: _carry_out(one, lab, fresh, searched=False), lab, one.board)
         found = result.collect(plan, ran, best, confirmed, lab=lab, folder=folder, began=began, store=store.root.uri)
+        found["notes"] += follow.notes
     finally:
         follow.close()
     if plan.total > 1 and all(trial["status"] == "failed" for trial in found["trials"][1:]):
@@ -191,14 +196,26 @@ def _here(one: _Sweep, trial: Trial) -> None:
 class _Board:
     """What the driver knows of the trials: their records, and who is told of them."""
 
-    def __init__(self, plan: Plan, folder: Folder, follow: Tracking) -> None:
-        self.plan, self.folder, self.follow = plan, folder, follow
+    def __init__(self, plan: Plan, folder: Folder, follow: Tracking, store: Store) -> None:
+        self.plan, self.folder, self.follow, self.store = plan, folder, follow, store
+        self.judge = {"scheduler": plan.sweep.scheduler.model_dump(mode="json"), "metric": plan.metric}
+        self.data: dict[str, str] = {}  # ids of collections, by how a config names them
         self.trials: dict[int, Trial] = {}
         self.over: set[int] = set()
         self.asked: tpe.Asked | None = None
 
     def of(self, trial: Trial) -> None:
+        """A trial that is about to start, or to be found in its record."""
+        if trial.number not in self.trials:
+            asked = trial.cfg.data
+            take_up(self.folder, trial, store=self.store, data=lambda: self._data(asked), judge=self.judge)
         self.trials[trial.number] = trial
+
+    def _data(self, asked: Data) -> str:
+        name = asked.model_dump_json()
+        if name not in self.data:
+            self.data[name] = identify(load, {"data": located_data(asked)})[0]
+        return self.data[name]
 
     def record(self, number: int) -> dict[str, Any] | None:
         name = f"{self.trials[number].name}.json"
@@ -228,6 +245,7 @@ class _Board:
         if record["status"] == "running":
             record["status"] = "stopped" if how == "complete" and record["reports"] else "failed"
             record["reason"] = "" if record["status"] == "stopped" else LOST
+            record["judged_by"] = self.judge if record["status"] == "stopped" else None
             write_record(self.folder, trial, record)
         say(result.line(trial, record, self.plan.metric))
         if self.asked is not None and number:

@@ -18,6 +18,7 @@ from raydrd.flow.seeds import reseeded
 from raydrd.naming import did_you_mean
 from raydrd.recipes import RECIPES
 from raydrd.session import read_config
+from raydrd.sweeping.overlaps import check_overlaps
 from raydrd.sweeping.space import Flat, Point, as_yaml, domains, draw, grid, overrides, plain, point_of
 from raydrd.sweeping.spec import Entry, Sweep, base_path, read_sweep
 from raydrd.sweeping.words import at, words
@@ -83,6 +84,10 @@ def read_plan(path: str, assignments: list[str]) -> Plan:
         InputError: the file, its base, or any point is wrong; one line each.
     """
     sweep = read_sweep(path, assignments)
+    try:
+        check_overlaps(sweep.space)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     fixed = [f"{where}={as_yaml(value)}" for where, value in sweep.set.items()]
     base = base_path(sweep, path)
     cfg = read_config(base, fixed)
@@ -96,9 +101,20 @@ def read_plan(path: str, assignments: list[str]) -> Plan:
     first = Trial(0, 0, 0, "default", plan.default, (), cfg)
     if sweep.search == "optuna":
         _refuse([check_alone(plan, name, flat) for name, flat in _ends(plan)], path)
-        return replace(plan, trials=(first,))
+        return replace(plan, trials=(first,), notes=tuple(_unstopped(sweep, [first])))
     points, notes = _points(plan)
+    notes += _unstopped(sweep, points or [first])
     return replace(plan, trials=tuple(_numbered(plan, [first, *points])), notes=tuple(notes))
+
+
+def _unstopped(sweep: Sweep, trials: list[Trial]) -> list[str]:
+    """What there is to say of a scheduler that can stop none of these trials."""
+    if sweep.scheduler.kind != "asha" or any(len(one.cfg.trainings()) > 1 for one in trials):
+        return []
+    return [
+        "scheduler: asha stops a trial between two trainings, and these have one each: all go to their end; cut it into "
+        "several steps, or write scheduler: fifo"
+    ]
 
 
 def _default(sweep: Sweep, cfg: Any) -> Point:

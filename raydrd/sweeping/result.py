@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import yaml
+from scipy.special import stdtrit
 
 from raydrd.flow.lab import Lab
 from raydrd.flow.serve import encoding_speed
 from raydrd.spine.provenance import provenance
 from raydrd.spine.storage import Folder
-from raydrd.statistics import bootstrap_interval
 from raydrd.sweeping.importance import importance
 from raydrd.sweeping.pareto import pareto
 from raydrd.sweeping.plan import Plan, Trial
@@ -81,12 +81,15 @@ def _domain(field: dict[str, Any]) -> str:
 
 def best_point(plan: Plan, records: Sequence[dict[str, Any]]) -> int | None:
     """The point of which every seed finished with the highest mean on dev; of equal ones the earlier."""
-    means = {point["number"]: point["dev"][plan.metric]["mean"] for point in points(plan, records) if point["full"]}
+    means = {point["number"]: point["dev"][plan.metric]["mean"] for point in points(records) if point["full"]}
     return max(means, key=lambda number: (means[number], -number)) if means else None
 
 
-def points(plan: Plan, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Trials of one point together; dev over its seeds, with a bootstrap interval where there are several."""
+def points(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Trials of one point together, and dev over those of its seeds that finished.
+
+    dev, by metric: mean, min, max; std (of a sample) and low, high (95 % t-interval of the mean), which a single seed lacks.
+    """
     found: dict[int, list[dict[str, Any]]] = {}
     for record in records:
         found.setdefault(record["point_number"], []).append(record)
@@ -101,23 +104,26 @@ def points(plan: Plan, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]
                 "point": group[0]["point"],
                 "trials": [one["number"] for one in group],
                 "full": len(finished) == len(group),
-                "dev": {name: _interval([one["dev"][name] for one in finished]) for name in names},
+                "dev": {name: _spread([one["dev"][name] for one in finished]) for name in names},
             }
         )
     return made
 
 
-def _interval(values: list[float]) -> dict[str, float]:
-    if len(values) == 1:
-        return {"mean": values[0], "low": values[0], "high": values[0]}
-    low, high = bootstrap_interval(values, seed=0)
-    return {"mean": float(np.mean(values)), "low": low, "high": high}
+def _spread(values: list[float]) -> dict[str, float | None]:
+    mean = float(np.mean(values))
+    found: dict[str, float | None] = {"mean": mean, "min": min(values), "max": max(values)}
+    if len(values) < 2:
+        return {**found, "std": None, "low": None, "high": None}
+    std = float(np.std(values, ddof=1))
+    wide = float(stdtrit(len(values) - 1, 0.975)) * std / len(values) ** 0.5  # a bootstrap of so few is [min, max]
+    return {**found, "std": std, "low": mean - wide, "high": mean + wide}
 
 
 def write_best(plan: Plan, records: Sequence[dict[str, Any]], best: int, folder: Folder) -> str:
     """The best point's whole config as a file that `raydrd run` takes; its text without the header."""
     record = next(one for one in records if one["point_number"] == best)
-    point = next(one for one in points(plan, records) if one["number"] == best)
+    point = next(one for one in points(records) if one["number"] == best)
     values = {**record["config"], "name": f"{plan.name}-best", "resources": plan.cfg.resources.model_dump(mode="json")}
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     value = point["dev"][plan.metric]["mean"]
@@ -188,7 +194,7 @@ def collect(
         "seeds": sweep.seeds,
         "fields": about(sweep.space),
         "trials": trials,
-        "points": points(plan, records),
+        "points": points(records),
         "default": trials[0],
         "best": chosen,
         "best_point": best,

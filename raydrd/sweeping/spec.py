@@ -97,7 +97,7 @@ class Fifo(Frozen):
 
 
 class Asha(Frozen):
-    """Asynchronous successive halving over the method's updates: of every `reduction` trials one goes on."""
+    """Asynchronous successive halving over the method's updates: of every `reduction` trials after as many one goes on."""
 
     kind: Literal["asha"] = "asha"
     grace: int = Field(20, ge=1, description="updates of the method before a trial may be stopped")

@@ -8,7 +8,7 @@ from raydrd.errors import InputError
 from raydrd.spine.progress import say
 from raydrd.spine.storage import Folder
 from raydrd.sweeping.plan import Plan, Trial, trial_of
-from raydrd.sweeping.space import Flat, domains, point_of
+from raydrd.sweeping.space import Flat, domains, point_of, within
 from raydrd.sweeping.words import words
 
 
@@ -21,6 +21,9 @@ def check_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
+REDRAWS = 10  # of a point that was drawn before
+
+
 class Asked:
     """The searcher's state: its study, and what it was told. A sweep that goes on asks for its recorded draws first."""
 
@@ -31,17 +34,27 @@ class Asked:
         self.study = optuna.create_study(direction="maximize")
         self.known = _recorded(plan, records)
         self.under_way: dict[int, Any] = {}
+        default = plan.trials[0]
+        name = f"{default.name}.json"
+        self.came: dict[str, float | None] = {}  # by key: what a finished trial came to
+        self.came[default.key] = self._value(records.read_json(name)) if records.exists(name) else None
         self.number = 0
 
     def ask(self) -> Trial | None:
         """The next trial; None when all have been drawn. Draws that make no config are recorded as refused."""
         while self.number < self.plan.sweep.samples:
             self.number += 1
-            number = self.number
-            if number in self.known:
-                self.study.enqueue_trial(self.known[number])
+            if (trial := self._drawn(self.number)) is not None:
+                return trial
+        return None
+
+    def _drawn(self, number: int) -> Trial | None:
+        """A point that was not drawn before, as far as `REDRAWS` find one: of others the study is told what is known."""
+        if number in self.known:
+            self.study.enqueue_trial(self.known[number])
+        for attempt in range(REDRAWS + 1):
             # Each draw has a seed of its own: a search that goes on would else draw its first points again.
-            seed = (self.plan.sweep.seed * 1_000_003 + number) % 2**32
+            seed = (self.plan.sweep.seed * 1_000_003 + number + attempt * 500_009) % 2**32
             self.study.sampler = self.optuna.samplers.TPESampler(seed=seed, constant_liar=True)
             asked = self.study.ask(_distributions(self.plan, self.optuna))
             flat: Flat = dict(asked.params)
@@ -51,10 +64,19 @@ class Asked:
             except InputError as error:
                 self.study.tell(asked, state=self.optuna.trial.TrialState.FAIL)
                 self._refused(number, point, flat, " ".join(str(error).removeprefix(": ").split()))
-                continue
-            self.under_way[number] = asked
-            return trial
-        return None
+                return None
+            if number in self.known or trial.key not in self.came or attempt == REDRAWS:
+                break
+            if (value := self.came[trial.key]) is not None:
+                self.study.tell(asked, value)
+            else:
+                self.study.tell(asked, state=self.optuna.trial.TrialState.FAIL)
+        self.under_way[number] = asked
+        self.came.setdefault(trial.key, None)
+        return trial
+
+    def _value(self, record: dict[str, Any]) -> float | None:
+        return float(record["dev"][self.plan.metric]) if record["status"] == "finished" else None
 
     def tell(self, record: dict[str, Any]) -> None:
         """What a trial came to: its last look at dev, the looks of a stopped one, or nothing."""
@@ -62,8 +84,9 @@ class Asked:
         states = self.optuna.trial.TrialState
         if asked is None:
             return
-        if record["status"] == "finished":
-            self.study.tell(asked, record["dev"][self.plan.metric])
+        if (value := self._value(record)) is not None:
+            self.came[record["key"]] = value
+            self.study.tell(asked, value)
             return
         if record["status"] == "stopped":
             for one in record["reports"]:
@@ -86,11 +109,11 @@ def _recorded(plan: Plan, records: Folder) -> dict[int, Flat]:
     for file in (name for name in records.files() if name.endswith(".json")):
         record = records.read_json(file)
         flat = record.get("flat")
-        if not isinstance(flat, dict) or set(flat) != names:
+        if not isinstance(flat, dict) or set(flat) != names or within(plan.sweep.space, flat) != flat:
             continue
         try:
             key = trial_of(plan, record["number"], point_of(plan.sweep.space, flat), flat=flat).key
-        except (InputError, IndexError):
+        except InputError:
             key = "refused"
         if key == record["key"]:
             found[int(record["number"])] = flat

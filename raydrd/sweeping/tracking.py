@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raydrd.errors import InputError
+from raydrd.spine.progress import remark
 from raydrd.spine.storage import Folder
 
 PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}
@@ -33,6 +34,8 @@ class Tracking:
         self.writers: dict[int, Any] = {}
         self.written: dict[int, int] = {}
         self.sent: dict[str, list[str]] = out.read_json(SENT) if out.exists(SENT) else {}
+        self.notes: list[str] = []
+        self.lost: set[str] = set()  # trackers that failed
 
     def reported(self, number: int, record: dict[str, Any]) -> None:
         """Scalars of the looks at dev that are new, over the updates of the method."""
@@ -58,10 +61,21 @@ class Tracking:
             (self.out / "tensorboard" / f"{number:03d}").upload(self.board / f"{number:03d}")
         mark = f"{number:03d}-{record['key']}"
         for kind in self.kinds:
-            if mark not in self.sent.get(kind, []):
+            if kind in self.lost or mark in self.sent.get(kind, []):
+                continue
+            try:
                 (_to_mlflow if kind == "mlflow" else _to_wandb)(self.name, record)
-                self.sent.setdefault(kind, []).append(mark)
-                self.out.write_json(SENT, self.sent)
+            except Exception as error:  # not logged in, a server that is away: no reason to end a sweep
+                self._lose(kind, error)
+                continue
+            self.sent.setdefault(kind, []).append(mark)
+            self.out.write_json(SENT, self.sent)
+
+    def _lose(self, kind: str, error: Exception) -> None:
+        why = " ".join(str(error).split()) or type(error).__name__
+        self.lost.add(kind)
+        self.notes.append(f"tracking: {kind} failed and is left out ({why}); the same command again sends what it lacks")
+        remark(self.notes[-1])
 
     def close(self) -> None:
         for writer in self.writers.values():

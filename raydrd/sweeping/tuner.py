@@ -16,7 +16,7 @@ from uuid import uuid4
 import ray
 from ray import tune
 from ray.tune import Callback
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
 from raydrd.config import Resources
@@ -25,11 +25,11 @@ from raydrd.spine.cluster import available_cores, on_gpus
 from raydrd.spine.progress import Shown, bar
 from raydrd.spine.storage import Folder
 from raydrd.sweeping.plan import Plan, Trial
+from raydrd.sweeping.rungs import Rungs
 from raydrd.sweeping.space import Domain, domains, within
-from raydrd.sweeping.spec import Pbt
+from raydrd.sweeping.spec import Asha, Pbt
 from raydrd.sweeping.trial import Desk, Job, as_trainable
 
-FOREVER = 10**9  # updates: no scheduler ends a trial for its length
 DRIVER_MEMORY = 256 << 20  # of a trial that only waits for its workers: Tune wants it to ask for something
 
 
@@ -165,7 +165,7 @@ def _request(place: Place, population: bool) -> dict[str, float]:
 def _scheduler(plan: Plan) -> TrialScheduler:
     asked = plan.sweep.scheduler
     if asked.kind == "asha":
-        return ASHAScheduler(time_attr="updates", grace_period=asked.grace, reduction_factor=asked.reduction, max_t=FOREVER)
+        return Halving(asked)
     if asked.kind == "pbt":
         return PopulationBasedTraining(
             time_attr="updates",
@@ -189,6 +189,19 @@ def _inside(plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
     """A changed config whose values lie in their ranges: a change multiplies."""
     start = config["start"]
     return {**config, "start": {**start, "flat": within(plan.sweep.space, start["flat"])}}
+
+
+class Halving(FIFOScheduler):
+    """Asks the rungs after each report whether its trial goes on."""
+
+    def __init__(self, asked: Asha) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rungs = Rungs(asked.grace, asked.reduction)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        told = "updates" in result and "metric" in result
+        behind = told and self.rungs.stops(trial.trial_id, int(result["updates"]), float(result["metric"]))
+        return str(TrialScheduler.STOP if behind else TrialScheduler.CONTINUE)
 
 
 class Queue(Searcher):

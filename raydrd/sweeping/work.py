@@ -12,11 +12,11 @@ from typing import Any
 from raydrd.errors import InputError
 from raydrd.flow.lab import Lab, another, open_lab, same_world
 from raydrd.flow.learn import prepares
-from raydrd.flow.serve import size_of
+from raydrd.flow.serve import learns_from, size_of
 from raydrd.flow.teachers import SCORING
 from raydrd.recipes import RECIPES
 from raydrd.spine.storage import Folder
-from raydrd.spine.store import Artifact, Record, Store
+from raydrd.spine.store import MANIFEST, Artifact, Record, Store
 from raydrd.stages.load import table
 from raydrd.sweeping.plan import Trial
 from raydrd.sweeping.space import Point
@@ -34,6 +34,10 @@ def read_record(folder: Folder, trial: Trial) -> dict[str, Any]:
     if folder.exists(name):
         found: dict[str, Any] = folder.read_json(name)
         return found
+    return _new(trial)
+
+
+def _new(trial: Trial) -> dict[str, Any]:
     return {
         "number": trial.number,
         "point_number": trial.point_number,
@@ -53,6 +57,8 @@ def read_record(folder: Folder, trial: Trial) -> dict[str, Any]:
         "seconds": 0.0,
         "waited": 0.0,
         "journal": [],
+        "data": None,  # id of the collection that the reports are of
+        "judged_by": None,  # of a stopped trial: the scheduler and the metric that stopped it
         "student": None,
         "size": None,
         "config": trial.cfg.model_dump(mode="json"),
@@ -61,6 +67,32 @@ def read_record(folder: Folder, trial: Trial) -> dict[str, Any]:
 
 def write_record(folder: Folder, trial: Trial, record: dict[str, Any]) -> None:
     folder.write_json(f"{trial.name}.json", record)
+
+
+def take_up(folder: Folder, trial: Trial, *, store: Store, data: Callable[[], str], judge: dict[str, Any]) -> None:
+    """What an earlier call left of a trial, as far as it still holds, under the names that the sweep file has now.
+
+    Numbers of another collection, or of a student that this store does not have, are dropped: the trial begins anew, and
+    finds in the store what is there. One that another scheduler, or this one by another metric, stopped goes on.
+
+    Args:
+        data: the id of the collection that the trial's config names; asked only where there is a record.
+        judge: scheduler and metric of this call.
+    """
+    if not folder.exists(f"{trial.name}.json"):
+        return
+    before = read_record(folder, trial)
+    record = dict(before)
+    there = record["student"] is None or (store.root / record["student"]).exists(MANIFEST)
+    if record.get("data") != data() or not there:
+        record = _new(trial)
+    elif record["status"] == "stopped" and record.get("judged_by") != judge:
+        record |= {"status": "running", "judged_by": None}
+    record |= {"number": trial.number, "point_number": trial.point_number, "seed": trial.seed}
+    if not record["history"]:  # a population's trial has changed its values since
+        record |= {"point": trial.point, "label": trial.label, "overrides": list(trial.overrides), "flat": trial.flat}
+    if record != before:
+        write_record(folder, trial, record)
 
 
 # -- the run ---------------------------------------------------------------------------------------------------
@@ -117,6 +149,12 @@ def _lab(cfg: Any, store: Store, opened: dict[str, Lab]) -> Lab:
         base = opened[store.root.uri] = open_lab(cfg, Store(store.root, store.cluster, store.claims))
     if not table(base.dev_data, "queries/dev").rows:
         raise InputError("data.dev_split: a sweep chooses by dev queries, and there are none; name a split that has judgements")
+    passages, needed = table(base.dev_data, "corpus").rows, 0 if cfg.student.tokens else learns_from(base, base.start)
+    if passages < needed:
+        raise InputError(
+            f"index: {cfg.factory!r} learns from at least {needed:,} vectors, and the dev sample has {passages:,} passages, so "
+            "dev could not tell it from Flat; set evaluation.dev_passages to that or more, or write fewer lists"
+        )
     seen = replace(base.store.branch(), cluster=store.cluster, claims=store.claims)
     return another(base, cfg, seen)
 
@@ -153,6 +191,7 @@ class _Run:
 
     def began(self, lab: Lab) -> None:
         self.lab = lab
+        self.record["data"] = lab.data.id
         lab.on_segment = self.segment
 
     def segment(self, event: dict[str, Any]) -> None:
