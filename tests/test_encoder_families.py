@@ -16,14 +16,17 @@ from raydrd.models import devices
 from raydrd.models.batching import SpecialTokens
 from raydrd.models.encoders import load_biencoder, pool
 from raydrd.models.layout import read_layout
+from raydrd.spine.storage import Folder
 from raydrd.spine.store import Store
 from raydrd.stages.adopt import Student, adopt, layout_of, located, model_folder, wanted_layout
+from raydrd.stages.scorers import CrossEncoderScorer
 from raydrd.training.comm import Alone
-from raydrd.training.loop import train_loop
+from raydrd.training.loop import set_dropout, train_loop
 from tests.encoder_families import CAUSAL, FAMILIES, family_model
 from tests.recipes import SCALE, assert_found_again, run_toy, settings, steps
 from tests.stage_inputs import embed_all, matrix_of, open_data, open_model, whole_texts
 from tests.training_jobs import CPU, make_job, weights
+from tests.worlds import tiny_encoder
 
 ASK = "Instruct: find the passage that answers the query\nQuery: "
 
@@ -167,6 +170,37 @@ def test_padding_is_skipped_where_all_that_needs_is_there(monkeypatch: pytest.Mo
     assert not devices.skip_padding(body, cuda, "bf16") and body.used == ""
     monkeypatch.setattr(devices, "find_spec", lambda name: None)
     assert not devices.skip_padding(Body(), cuda, "bf16")
+
+
+def test_a_cross_encoder_is_asked_for_it_too(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(devices, "skip_padding", lambda *given: asked.append(given))
+    tokens = make_job(tmp_path).examples.tokens
+    scorer = CrossEncoderScorer(
+        Folder.of(toy / "reranker"), queries=tokens["query"], passages=tokens["passage"], max_length=64, precision="fp32",
+        tokens_per_batch=None,
+    )  # fmt: skip
+    assert asked == [(scorer.model, scorer.device, "fp32")]
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES, "bert"])
+def test_dropout_of_the_config_reaches_rates_that_are_no_modules(kind: str, tmp_path: Path) -> None:
+    model = load_biencoder(family_model(kind, tmp_path) if kind != "bert" else tiny_encoder(tmp_path, dropout=0.2))
+    body = model.bodies()[0]
+    body.set_attn_implementation("eager")
+    ids = torch.arange(3, 19)[None]
+
+    def read() -> torch.Tensor:
+        return body(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+
+    model.train()
+    set_dropout(model, 0.0)
+    calm = read()
+    assert torch.equal(read(), calm)
+    set_dropout(model, 0.4)
+    assert not torch.allclose(read(), read())
+    model.eval()
+    assert torch.allclose(read(), calm, atol=1e-6)
 
 
 def test_modernbert_offers_it() -> None:

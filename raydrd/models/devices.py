@@ -62,6 +62,7 @@ def skip_padding(body: Any, device: torch.device, precision: Precision) -> bool:
     """Attention that is not computed for padding (flash-attn's kernels; what ModernBERT was made for), if it can be had.
 
     In place, for inference: on a GPU, in bf16, where the package is installed and the model's family knows it. Whether it is.
+    Training does without: it computes attention for padding too.
     """
     there = device.type == "cuda" and precision == "bf16" and find_spec("flash_attn") is not None
     if not there or not getattr(body, "_supports_flash_attn", False):

@@ -41,7 +41,7 @@ class CrossEncoderScorer:
         from torch import nn
         from transformers import AutoTokenizer
 
-        from raydrd.models.devices import TokenBudget, inference, keep_freed_memory, prepare, this_device
+        from raydrd.models.devices import TokenBudget, inference, keep_freed_memory, prepare, skip_padding, this_device
         from raydrd.models.rerankers import load_reranker
 
         path = model.local_folder()
@@ -51,6 +51,7 @@ class CrossEncoderScorer:
         # The layer that gives the logit, whatever the family calls it.
         last = tuple(m for m in self.model.modules() if isinstance(m, nn.Linear) and m.out_features == 1)
         prepare(self.model, precision, exact=last)
+        skip_padding(self.model, self.device, precision)
         self.special = SpecialTokens.of(AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False))
         limit = self.special.max_length or max_length
         self.max_length = min(max_length, limit)

@@ -41,15 +41,23 @@ def train_loop(job: Job, comm: Alone | Ranks, device: torch.device) -> None:
         _train(job, comm, device, note)
 
 
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """Every dropout of a model, in place: modules, and rates that layers hand to their attention (Llama, Qwen, ModernBERT)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, int | float) and not isinstance(value, bool):
+                setattr(module, name, rate)
+
+
 def _train(job: Job, comm: Alone | Ranks, device: torch.device, note: Note) -> None:
     config = job.config
     path = job.start.local_folder()
     layout, late = read_student(path) if job.max_length is None else (None, None)
     model: BiEncoder | LateEncoder | CrossEncoder = (load_student(path) if layout else load_reranker(path)).to(device)
     if config.dropout is not None:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = config.dropout
+        set_dropout(model, config.dropout)
     if job.lora is not None:  # after the line above: adapters have a dropout of their own
         add_adapters(model.bodies(), job.lora, seed=config.seed)
     if config.gradient_checkpointing:
