@@ -85,7 +85,8 @@ class PromptedTeacher(Frozen):
         Annotated[str, Tag("str")] | Annotated[Prompt, Tag("Prompt")] | Annotated[ListPrompt, Tag("ListPrompt")],
         Discriminator(prompt_kind),
     ] = Field(
-        description="monot5, duot5, yes_no, a_or_b, .._chat, rank, a .yaml file, or template, positive, negative",
+        description="monot5, duot5, yes_no, yes_no_query_first (a query's prompts begin alike, and that is read once), a_or_b, "
+        "rank, .._chat, a .yaml file, or template, positive, negative",
     )
     max_length: int = Field(512, ge=8, description="tokens of a whole prompt; a text is never more than 512 of them")
     engine: Literal["transformers", "vllm"] = Field(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from raydrd.errors import InputError
-from raydrd.models.orders import OrderModel
+from raydrd.models.orders import OrderModel, greedy
 from raydrd.models.prompts import PROMPTS, ListPrompt, assemble
 from raydrd.spine.store import Artifact, Located, Store
 from raydrd.stages.adopt import model_folder
@@ -54,6 +56,22 @@ def test_answers_in_padded_batches_are_those_of_one_prompt_alone(folders: dict[s
     assert found == expected
     assert len(set(found)) > 1 and max(map(len, found)) > 3  # not the same few letters after every prompt
     assert model.answers([], count=2) == []
+
+
+def test_how_the_makers_would_have_it_write_changes_no_order(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Qwen2.5 comes with a penalty for repetition, others with bans: brackets and numbers stand in every question."""
+    folder = Path(shutil.copytree(folders["gpt2"], tmp_path / "gpt2"))
+    file = folder / "generation_config.json"
+    values = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 2, "min_new_tokens": 3, "temperature": 0.7, "num_beams": 3}
+    file.write_text(json.dumps(json.loads(file.read_text()) | values | {"suppress_tokens": [60, 62], "do_sample": True}))
+    prompts = [np.arange(20, 60, dtype=np.int32), np.arange(100, 130, dtype=np.int32)]
+    found = [
+        OrderModel(path, prompt=SHORT, precision="fp32", device=torch.device("cpu")).answers(prompts, count=2)
+        for path in (folders["gpt2"], folder)
+    ]
+    assert found[0] == found[1] and max(map(len, found[0])) > 3
+    kept = greedy(GenerationConfig.from_pretrained(folder))
+    assert kept.eos_token_id == GenerationConfig.from_pretrained(folders["gpt2"]).eos_token_id is not None
 
 
 def test_a_prompt_and_its_answer_must_fit_the_positions(folders: dict[str, Path]) -> None:
@@ -172,6 +190,9 @@ def test_recipes_that_learn_scores_refuse_an_order(
     assert line.startswith(
         "teacher.prompt: it gives an order, and recipe margin_mse learns scores with this config; write cldrd"
     )
+    members = [teacher, {"kind": "cross_encoder", "model": str(toy / "teacher"), "max_length": 64}]
+    line = refusal(capsys, tmp_path, values | {"teacher": {"kind": "ensemble", "members": members}})
+    assert line.startswith("teacher.prompt: it gives an order")
     step = {"lists": {"kind": "graded", "graded": 4, "hard": 0, "rest": 0}, "terms": [{"kind": "ordered"}], "train": steps(1)}
     mixed = settings(
         toy, "mix", teacher=teacher, steps=[step], candidates={"sources": ["student"], "depth": 6}, preflight="off"

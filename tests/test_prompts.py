@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from raydrd.config import validate
 from raydrd.errors import InputError
+from raydrd.models.layout import _WANTED, folder_digest, tokenizer_digest
 from raydrd.models.prompts import (
     A_OR_B,
     DUOT5,
@@ -24,6 +27,7 @@ from raydrd.models.prompts import (
     prompt_of,
     shares,
 )
+from raydrd.spine.store import canonical
 from tests.language_models import TEXTS, TOKENIZERS, byte_level, texts_of
 
 SLOTS = ("query", "a", "b")
@@ -57,7 +61,9 @@ def test_ready_made_prompts_by_name() -> None:
     assert prompt_of(MONOT5) is MONOT5
     assert {name for name, prompt in PROMPTS.items() if prompt.pairwise} == {"duot5", "a_or_b", "a_or_b_chat"}
     assert {name for name, prompt in PROMPTS.items() if prompt.listwise} == {"rank", "rank_chat"}
-    assert {name for name, prompt in PROMPTS.items() if prompt.chat} == {"yes_no_chat", "a_or_b_chat", "rank_chat"}
+    assert {name for name, prompt in PROMPTS.items() if prompt.chat} == {
+        "yes_no_chat", "a_or_b_chat", "yes_no_query_first_chat", "rank_chat"
+    }  # fmt: skip
     for name, prompt in PROMPTS.items():  # they pass their own checks
         assert validate(type(prompt), prompt.model_dump(), "here") == prompt and prompt.name == name
     assert MONOT5.template.format(query="q", passage="p") == "Query: q Document: p Relevant:"
@@ -122,6 +128,38 @@ def test_chat_prompts_use_the_chat_template() -> None:
     assert made[0] == tokenizer.convert_tokens_to_ids("<u>")
     with pytest.raises(InputError, match="no chat template; write chat: false"):
         pieces_of(TOKENIZERS["t5"], prompt, closed=True)
+
+
+def test_a_chat_is_told_the_same_day_every_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = byte_level()
+    tokenizer.chat_template = "{% set today = strftime_now('%d %b %Y') %}today {{ today }}\n" + tokenizer.chat_template
+    made = assemble(pieces_of(tokenizer, PROMPTS["yes_no_chat"], closed=False), texts_of(tokenizer), max_length=512)
+    assert tokenizer.decode(made).startswith("today 26 Jul 2024\n<u>user\n")
+    told = {name for name, prompt in PROMPTS.items() if "date" in canonical(prompt)["fields"]}
+    assert told == {name for name, prompt in PROMPTS.items() if prompt.chat}  # others are known as they were
+
+
+def test_another_chat_template_is_another_teacher_and_is_fetched_with_it(tmp_path: Path) -> None:
+    byte_level().save_pretrained(tmp_path)
+    assert (tmp_path / "chat_template.jinja").exists()
+    before = folder_digest(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert folder_digest(tmp_path) != before
+    assert list(filter_repo_objects(["chat_template.jinja", "more/x.jinja", "README.md"], allow_patterns=list(_WANTED))) == [
+        "chat_template.jinja", "more/x.jinja"
+    ]  # fmt: skip
+
+
+def test_tokenizers_in_files_of_any_name_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none of tokenizer.json, .* is there; save its tokenizer beside it"):
+        tokenizer_digest(tmp_path)
+    found = set()
+    for name in ("tokenizer_config.json", "tokenizer.model", "spm.model", "tekken.json"):
+        for content in ("a", "b"):
+            (tmp_path / name).write_text(content)
+            found.add(tokenizer_digest(tmp_path))
+        (tmp_path / name).unlink()
+    assert len(found) == 8
 
 
 # -- what is cut --------------------------------------------------------------------------------------

@@ -181,6 +181,10 @@ def test_what_vllm_cannot_do_is_refused(toy: Path, llama: Path, tmp_path: Path, 
     t5 = language_model("t5", tmp_path / "t5")
     with pytest.raises(InputError, match="teacher.engine: vllm runs no encoder-decoder models such as .*t5; write"):
         open_toy(prompted(toy, t5, prompt="monot5"), tmp_path / "store")
+    with pytest.raises(
+        InputError, match="max_length: 256 tokens, but the teacher has 256 positions, and 1 of them for its answer"
+    ):
+        open_toy(prompted(toy, llama, max_length=256), tmp_path / "store")
     values = prompted(toy, llama)
     values["resources"]["ray"] = "off"
     cfg = validate(RECIPES["margin_mse"].Config, values, "toy")
@@ -223,9 +227,10 @@ class Engine:
     """In the place of `Cluster.ask`: the same workers and keepers, in this process, and answers out of nothing."""
 
     def __init__(self, fails: int = 0) -> None:
-        self.fails, self.prompts = fails, list[str]()
+        self.fails, self.prompts, self.starts = fails, list[str](), 0
 
     def __call__(self, worker: type, arguments: dict[str, Any], shards: list[Any], **more: Any) -> list[dict[str, Any]]:
+        self.starts += 1
         make, keep = worker(**arguments), more["keeper"](**more["kept"])
         return [keep(answers) for shard in shards if (answers := [self.answer(row, more["read"]) for row in make(shard)])]
 
@@ -265,6 +270,9 @@ def test_what_the_book_lacks_is_asked_and_what_fails_is_asked_again(
     assert np.concatenate(whole(first)["teacher_scores"].to_pylist()).tolist() == expected
     deeper = scored("deeper", [[*docs, (7 * n + 55) % 60] for n, docs in enumerate(lists)])
     assert len(engine.prompts) == 123 + 24 and (deeper.metrics["pairs"], deeper.metrics["taken"]) == (24, 120)
+    starts = engine.starts
+    fewer = scored("fewer", [docs[1:] for docs in lists])  # all known: no engine is started
+    assert engine.starts == starts == 2 + 1 and (fewer.metrics["pairs"], fewer.metrics["taken"]) == (0, 96)
     engine.fails = 10**9
     with pytest.raises(
         StageError, match="score_pairs: prompts failed 3 times; query row 0, passage row 0: ValueError: no luck"

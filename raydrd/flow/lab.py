@@ -95,7 +95,7 @@ def check_setting(cfg: Setting) -> None:
             raise InputError("teacher.prompt: it compares two passages; a teacher here scores one: monot5 or yes_no")
     if cfg.resources.ray == "off" and any(getattr(one, "engine", "") == "vllm" for one in (*kinds, *cfg.pair_teachers())):
         raise InputError("resources.ray: off, but teacher.engine: vllm runs on Ray; write ray: auto, or engine: transformers")
-    for one in cfg.teachers():
+    for one in kinds:
         if isinstance(one, PromptedTeacher) and one.listwise and cfg.reads_scores():
             raise InputError(
                 f"teacher.prompt: it gives an order, and recipe {cfg.recipe} learns scores with this config; write cldrd, "

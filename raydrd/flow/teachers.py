@@ -10,6 +10,7 @@ from typing import Any
 
 from raydrd.errors import InputError
 from raydrd.models.layout import find_model, folder_digest, read_layout
+from raydrd.models.prompts import prompt_of
 from raydrd.setting import (
     BiEncoderTeacher,
     CrossEncoderTeacher,
@@ -67,8 +68,9 @@ def found_sources(teachers: tuple[Any, ...]) -> dict[Any, Located]:
     """Where the models of all teachers are.
 
     Raises:
-        InputError: one cannot be found, or is no reranker and is not to be trained.
+        InputError: one cannot be found, is no reranker and is not to be trained, or cannot be asked what its prompt asks.
     """
+    from raydrd.models.answers import check_prompt
     from raydrd.models.rerankers import has_head
 
     sources: dict[Any, Located] = {}
@@ -81,8 +83,11 @@ def found_sources(teachers: tuple[Any, ...]) -> dict[Any, Located]:
         path = find_model(one.model, revision=one.revision)
         if isinstance(one, CrossEncoderTeacher) and one.train is None and not has_head(path):
             raise InputError(f"teacher.model: {one.model} is an encoder without a ranking head; set teacher.train to train one")
-        if isinstance(one, PromptedTeacher) and one.engine == "vllm":
-            check_vllm(one.model, path)
+        if isinstance(one, PromptedTeacher):
+            if one.engine == "vllm":
+                check_vllm(one.model, path)
+            spare = int(one.engine == "vllm")  # the answer's token stands in its window
+            check_prompt(path, prompt_of(one.prompt), max_length=one.max_length, window=one.window, spare=spare)
         sources[one] = Located(identity=folder_digest(path), where=path)
     return sources
 

@@ -11,17 +11,26 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+)
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from raydrd.errors import InputError
 from raydrd.models.batching import Ids, pad
 from raydrd.models.devices import TokenBudget, inference, prepare, this_device
 from raydrd.models.encoders import quiet_transformers
-from raydrd.models.prompts import Prompt, answer_ids, pieces_of
+from raydrd.models.prompts import AnyPrompt, ListPrompt, Prompt, answer_ids, assemble, order_length, pieces_of
 from raydrd.spine.precision import Precision
 
 Floats = NDArray[np.float32]
 SHARED = 16  # tokens at the beginning of several prompts that are worth reading apart
+ENOUGH = 4096  # tokens of a query's prompts that keep even a GPU busy
 
 
 class AnswerModel:
@@ -56,6 +65,7 @@ class AnswerModel:
         # Relative positions (T5) have no limit, whatever the tokenizer's config says.
         self.max_length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
         self.start_id = _start_id(model) if self.seq2seq else None
+        self.shares = not self.seq2seq  # an encoder looks both ways: nothing it has read can be kept
         prepare(model, precision, exact=(keep_answers(model, self.answers),))
         self.device = device or this_device()
         self.model = model.to(self.device)
@@ -85,8 +95,9 @@ class AnswerModel:
         with inference(self.device, self.precision):
             for places, begun in self._groups(prompts, lengths, alike):
                 read = self._read(prompts[int(places[0])][:begun]) if begun else None
+                kept = begun if read is not None else 0
 
-                def run(batch: NDArray[np.int64], places: Any = places, begun: int = begun, read: Any = read) -> None:
+                def run(batch: NDArray[np.int64], places: Any = places, begun: int = kept, read: Any = read) -> None:
                     ids_BT, mask_BT = pad([prompts[i][begun:] for i in places[batch]], pad_id=self.pad_id)
                     found_B2 = self._answers(ids_BT.to(self.device), mask_BT.to(self.device), read, begun)
                     result[places[batch]] = found_B2.float().cpu().numpy()
@@ -102,23 +113,31 @@ class AnswerModel:
     ) -> Iterator[tuple[NDArray[np.int64], int]]:
         """Places of prompts that are read together, and how many first tokens they share; 0: they are read whole.
 
-        A group that would not fill half a batch is left to the others: a beginning saved costs more than it is worth
-        where the device then works on too little at once.
+        A group that would fill neither half a batch nor `ENOUGH` is left to the others: a beginning saved costs more than
+        it is worth where the device then works on too little at once.
         """
         whole = np.arange(len(prompts))
-        if alike is not None and self.start_id is None:
-            for key in np.unique(alike):
-                places = np.flatnonzero(alike == key)
-                begun = shared_beginning([prompts[int(i)] for i in places])
-                if begun >= SHARED and int(lengths[places].sum()) >= self.budget.tokens // 2:
-                    yield places, begun
-                    whole = whole[~np.isin(whole, places)]
+        for key in np.unique(alike) if alike is not None else ():
+            if not self.shares:
+                break
+            places = np.flatnonzero(alike == key)
+            begun = shared_beginning([prompts[int(i)] for i in places])
+            if begun >= SHARED and int(lengths[places].sum()) >= min(self.budget.tokens // 2, ENOUGH):
+                yield places, begun
+                whole = whole[~np.isin(whole, places)]
         yield whole, 0
 
     def _read(self, beginning: Ids) -> Any:
-        """Keys and values of the tokens that several prompts begin with."""
+        """Keys and values of the tokens that several prompts begin with; None where the model keeps anything else.
+
+        A state that sums up what was read (Mamba, the linear attention of Qwen3-Next and LFM2) cannot be handed to several
+        prompts by the means that transformers has.
+        """
         ids_1T = torch.from_numpy(beginning.astype(np.int64))[None].to(self.device)
-        return self.model(input_ids=ids_1T, use_cache=True).past_key_values
+        read = getattr(self.model(input_ids=ids_1T, use_cache=True), "past_key_values", None)
+        layers = getattr(read, "layers", None) or [None]
+        self.shares = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+        return read if self.shares else None
 
     def _answers(self, ids_BT: Tensor, mask_BT: Tensor, read: Any = None, begun: int = 0) -> Tensor:
         """Logits [B, 2] of a right-padded batch, each after the `begun` tokens that were read before, if any."""
@@ -175,16 +194,59 @@ def keep_answers(model: Any, rows: tuple[int, int]) -> nn.Linear:
     return two
 
 
-def load_language_model(path: Path, config: Any, here: dict[str, Any]) -> Any:
-    """The language model of a folder, float32, in eval mode; `here` is what every `from_pretrained` is told.
+def check_prompt(path: Path, prompt: AnyPrompt, *, max_length: int, window: int = 0, spare: int = 0) -> None:
+    """Whether the model in this folder can be asked so, by its configuration and tokenizer alone: no weights are read.
+
+    window: passages of a listwise prompt. spare: tokens of the answer that an engine counts with the prompt's; a written
+    order's are counted here.
 
     Raises:
-        InputError: it is a classifier, or weights are missing.
+        InputError: no language model, answers of several tokens, no chat template, no room for texts, or more tokens than
+            the model has positions.
+    """
+    quiet_transformers()
+    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(path, **here)
+    _language_kind(path, config)
+    tokenizer, closed = AutoTokenizer.from_pretrained(path, **here), bool(config.is_encoder_decoder)
+    if isinstance(prompt, ListPrompt):
+        pieces = pieces_of(tokenizer, prompt.question(window), closed=closed)
+        spare = 0 if closed else order_length(tokenizer, window)
+    else:
+        answer_ids(tokenizer, prompt, closed=closed)
+        pieces = pieces_of(tokenizer, prompt, closed=closed)
+    assemble(pieces, {name: np.zeros(1, np.int32) for name in ("query", *pieces.slots)}, max_length=max_length)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and max_length + spare > positions:
+        answer = f", and {spare} of them for its answer" if spare else ""
+        raise InputError(
+            f"max_length: {max_length} tokens, but the teacher has {positions} positions{answer}; write {positions - spare} "
+            "or less"
+        )
+
+
+def _language_kind(path: Path, config: Any) -> Any:
+    """The class that loads the language model of a folder.
+
+    Raises:
+        InputError: it is a classifier, or transformers knows no language model of this kind.
     """
     architectures = list(config.architectures or [])
     if any(name.endswith("ForSequenceClassification") for name in architectures):
         raise InputError(f"teacher {path}: {architectures[0]} gives a score, not words; write kind: cross_encoder")
-    kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    known: Any = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if config.is_encoder_decoder else MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in known:
+        raise InputError(f"teacher {path}: {config.model_type} is no language model, so it cannot answer; choose another model")
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def load_language_model(path: Path, config: Any, here: dict[str, Any]) -> Any:
+    """The language model of a folder, float32, in eval mode; `here` is what every `from_pretrained` is told.
+
+    Raises:
+        InputError: it is a classifier, no language model, or weights are missing.
+    """
+    kind = _language_kind(path, config)
     model, report = kind.from_pretrained(path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **here)
     if report["missing_keys"]:
         # They would be drawn at random, and answers with them.

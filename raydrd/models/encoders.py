@@ -216,7 +216,7 @@ def save_biencoder(model: BiEncoder, layout: Layout, path: Path, *, tokenizer_fr
 
 TOKENIZER_FILES = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
-    "spiece.model", "sentencepiece.bpe.model", "added_tokens.json", "tokenizer.model",
+    "spiece.model", "sentencepiece.bpe.model", "added_tokens.json", "tokenizer.model", "spm.model", "tekken.json", "bpe.codes",
 }  # fmt: skip
 
 

@@ -20,8 +20,8 @@ DEMO_WEIGHTS = {
 }
 CARD = "config_sentence_transformers.json"
 _WANTED = (
-    "*.safetensors", "*.json", "*.txt", "*.model", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model",
-    "artifact.metadata",
+    "*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model",
+    "*/*.jinja", "artifact.metadata",
 )  # fmt: skip
 _POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -29,6 +29,11 @@ _POOLING_FLAGS = {
     "pooling_mode_max_tokens": "max",
     "pooling_mode_lasttoken": "lasttoken",
 }
+
+_TOKENIZERS = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+    "spm.model", "tekken.json", "bpe.codes",
+)  # fmt: skip
 
 Pooling = Literal["mean", "cls", "max", "lasttoken"]
 
@@ -144,7 +149,7 @@ def file_digest(path: Path) -> str:
 def folder_digest(path: Path) -> str:
     """sha256 over what defines a model: weights, configurations and tokenizer files, by relative name."""
     total = hashlib.sha256()
-    own = (".safetensors", ".json", ".txt", ".model")
+    own = (".safetensors", ".json", ".txt", ".model", ".jinja")
     for file in sorted(p for p in path.rglob("*") if p.suffix in own or p.name == "artifact.metadata"):
         total.update(f"{file.relative_to(path).as_posix()}\0{file_digest(file)}\n".encode())
     return total.hexdigest()
@@ -326,9 +331,11 @@ def tokenizer_digest(folder: Path, *, added: bool = True) -> str:
     if (folder / "router_config.json").exists():
         folder = folder / read_layout(folder).passage_folder
     total = hashlib.sha256()
-    for name in ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model"):
-        if not (folder / name).exists():
-            continue
+    # Tokenizers of bytes (ByT5) have no vocabulary: their class says everything.
+    found = [name for name in _TOKENIZERS if (folder / name).exists()] or ["tokenizer_config.json"]
+    if not (folder / found[0]).exists():
+        raise InputError(f"model {folder}: none of {', '.join(_TOKENIZERS)} is there; save its tokenizer beside it")
+    for name in found:
         if name == "tokenizer.json":
             rules = json.loads((folder / name).read_text(encoding="utf-8"))
             rules.pop("truncation", None)

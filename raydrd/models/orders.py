@@ -10,17 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from raydrd.errors import InputError
 from raydrd.models.answers import load_language_model
 from raydrd.models.batching import Ids, pad
 from raydrd.models.devices import TokenBudget, inference, prepare, this_device
 from raydrd.models.encoders import quiet_transformers
-from raydrd.models.prompts import ListPrompt, Pieces, pieces_of
+from raydrd.models.prompts import ListPrompt, Pieces, order_length, pieces_of
 from raydrd.spine.precision import Precision
-
-SPARE = 8  # tokens of an answer beyond the bare order
 
 
 class OrderModel:
@@ -50,6 +48,7 @@ class OrderModel:
         self.pad_id = 0 if self.tokenizer.pad_token_id is None else int(self.tokenizer.pad_token_id)
         self.max_length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
         model = load_language_model(path, config, here)
+        model.generation_config = greedy(model.generation_config)
         head = model.get_output_embeddings()
         prepare(model, precision, exact=(head,) if isinstance(head, nn.Linear) else ())
         self.device, self.precision = device or this_device(), precision
@@ -65,8 +64,7 @@ class OrderModel:
 
     def answer_length(self, count: int) -> int:
         """Tokens that an order of `count` passages takes, and a few more."""
-        order = " > ".join(f"[{number}]" for number in range(1, count + 1))
-        return len(self.tokenizer(order, add_special_tokens=False)["input_ids"]) + SPARE
+        return order_length(self.tokenizer, count)
 
     def answers(self, prompts: Sequence[Ids], *, count: int) -> list[str]:
         """What the model writes after each prompt: greedily, up to the length of an order of `count` passages.
@@ -88,7 +86,7 @@ class OrderModel:
             ids_BT, mask_BT = self._padded([prompts[i] for i in batch])
             written_BT = self.model.generate(
                 input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device), do_sample=False, num_beams=1,
-                max_new_tokens=new, pad_token_id=self.pad_id, temperature=None, top_p=None, top_k=None,
+                max_new_tokens=new, pad_token_id=self.pad_id,
             )  # fmt: skip
             own_BT = written_BT if self.seq2seq else written_BT[:, ids_BT.shape[1] :]
             for place, text in zip(batch.tolist(), self.tokenizer.batch_decode(own_BT, skip_special_tokens=True), strict=True):
@@ -104,3 +102,17 @@ class OrderModel:
             return pad(prompts, pad_id=self.pad_id)
         ids_BT, mask_BT = pad([ids[::-1] for ids in prompts], pad_id=self.pad_id)
         return ids_BT.flip(1), mask_BT.flip(1)
+
+
+_ENDS = (
+    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id",
+)  # fmt: skip
+
+
+def greedy(made: GenerationConfig) -> GenerationConfig:
+    """Where a model's own texts begin and end, and nothing else of how its makers would have it write.
+
+    A penalty for repetition (Qwen2.5 comes with one) is one for brackets and for the numbers of the question.
+    """
+    known = {name: getattr(made, name, None) for name in _ENDS}
+    return GenerationConfig(**{name: value for name, value in known.items() if value is not None})

@@ -115,6 +115,8 @@ def fill_book(
     for _ in range(TURNS):
         # Looked up anew also by a run that goes on: what the killed one was told is in the book.
         known = look_up(work, asked=asked, ask=ask, pairs=pairs, book=book, turn=f"asked-{uuid4().hex[:8]}", **texts)
+        if known.left == 0:  # nothing to start an engine for
+            return answered
         results = work.cluster.ask(
             Requester,
             {"asked": asked, "ask": ask, "known": known, "model": model, "prompt": prompt, "max_length": max_length, **texts},

@@ -133,7 +133,7 @@ class Lookup:
         places, scores = places[found], scores[found]
         order = np.argsort(places)  # pairs asked both ways round come in two runs of places, and they are looked for by place
         self.out.write_arrow(shard["name"], pa.table([places[order], scores[order]], schema=FOUND))
-        return {"found": int(found.sum())}
+        return {"found": len(places), "left": int((~found).sum())}
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ class Known:
 
     folder: Folder
     names: tuple[str, ...]
+    left: int | None = None  # asked pairs that the book lacks; None: not counted
 
 
 def look_up(
@@ -160,7 +161,7 @@ def look_up(
     Looked up once for a stage (once a `turn`), also when it is resumed: so the pairs that are left are the same, and so are
     the batches that they are scored in.
     """
-    out, done = work.shards / "scratch" / turn, f"scratch/{turn}/done.json"
+    out, done, left = work.shards / "scratch" / turn, f"scratch/{turn}/done.json", None
     if not work.shards.exists(done):
         count = min(BUCKETS, max(1, -(-pairs // PAIRS_PER_LOOKUP))) if book.files() else 0
         cuts = [BUCKETS * n // count for n in range(count + 1)] if count else []
@@ -168,7 +169,7 @@ def look_up(
             {"name": f"buckets-{lo:02d}-{hi:02d}.arrow", "lo": lo, "hi": hi, "rows": hi - lo}
             for lo, hi in zip(cuts, cuts[1:], strict=False)
         ]
-        work.cluster.map(
+        results = work.cluster.map(
             Lookup,
             {"asked": asked, "ask": ask, "queries": queries, "passages": passages, "book": book, "out": out},
             [shard for shard in shards if not out.exists(str(shard["name"]))],
@@ -178,8 +179,9 @@ def look_up(
             inline=pairs <= FEW_PAIRS,
             models=False,
         )
+        left = sum(int(one["left"]) for one in results) if shards and len(results) == len(shards) else None
         work.shards.write_json(done, [shard["name"] for shard in shards])
-    return Known(out, tuple(work.shards.read_json(done)))
+    return Known(out, tuple(work.shards.read_json(done)), left)
 
 
 class KnownScores:

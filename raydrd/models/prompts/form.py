@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,13 +16,16 @@ from raydrd.errors import InputError
 SLOT = re.compile(r"\{(\w*)\}")
 _POINTWISE, _PAIRWISE = {"query", "passage"}, {"query", "a", "b"}
 _LISTED, _ITEM = ("query", "passages", "count"), ("number", "passage")  # in a listwise template, and for one of its passages
+CHAT_DATE = datetime(2024, 7, 26)  # "today" in every chat; Llama 3's own where nobody tells it one
 _TRUTHS = "YAML reads a bare Yes, No, true or false as a truth value; put it in quotes"
 
 
 def _identity(prompt: Any) -> dict[str, Any]:
     # Prompts had no name and no version once: the first version is not told, so that scores of that time are still found.
     apart = {"name"} if prompt.edition > 1 else {"name", "edition"}
-    return {name: getattr(prompt, name) for name in type(prompt).model_fields if name not in apart}
+    told = {name: getattr(prompt, name) for name in type(prompt).model_fields if name not in apart}
+    # Chats were once told the day of their run, and scores of that time are not mixed with these.
+    return told | {"date": f"{CHAT_DATE:%Y-%m-%d}"} if prompt.chat else told
 
 
 def _renamed(values: Any) -> Any:
@@ -215,6 +219,7 @@ def prompt_of(choice: str | AnyPrompt) -> AnyPrompt:
 
 
 _NAMES = (
-    "monot5", "duot5", "yes_no", "a_or_b", "yes_no_chat", "a_or_b_chat", "yes_no_query_first", "rank", "rank_chat",
+    "monot5", "duot5", "yes_no", "a_or_b", "yes_no_chat", "a_or_b_chat", "yes_no_query_first",
+    "yes_no_query_first_chat", "rank", "rank_chat",
 )  # fmt: skip
 PROMPTS: dict[str, AnyPrompt] = {name: read_prompt(Path(__file__).with_name(f"{name}.yaml")) for name in _NAMES}

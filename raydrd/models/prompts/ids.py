@@ -7,6 +7,7 @@ the question at the end.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydrd.errors import InputError
-from raydrd.models.prompts.form import SLOT, Prompt, Question
+from raydrd.models.prompts.form import CHAT_DATE, SLOT, Prompt, Question
 
 Ids = NDArray[np.int32]
 
+_TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+_SPARE = 8  # tokens of an answer beyond the bare order
 _QUERY_SHARE = 4  # a query may take a quarter of the room, more only where the passages leave it
 
 
@@ -130,6 +133,12 @@ def answer_ids(tokenizer: Any, prompt: Prompt, *, closed: bool) -> tuple[int, in
     )
 
 
+def order_length(tokenizer: Any, count: int) -> int:
+    """Tokens that an order of `count` passages takes, and a few more."""
+    order = " > ".join(f"[{number}]" for number in range(1, count + 1))
+    return len(_ids(tokenizer, order)) + _SPARE
+
+
 def _glues(tokenizer: Any, prompt: Prompt, text: str) -> tuple[str, str]:
     """What stands between a prompt's end and the answer: the likelier first."""
     bare_first = text[-1].isspace()
@@ -156,8 +165,16 @@ def _rendered(tokenizer: Any, prompt: Prompt | Question) -> str:
 
 def _chat(tokenizer: Any, messages: list[dict[str, str]], *, open_turn: bool) -> str:
     # Templates of thinking models read `enable_thinking`, others ignore it: the first token must be the answer.
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn, enable_thinking=False)
+    text = tokenizer.apply_chat_template(
+        messages, chat_template=_of_one_day(tokenizer.get_chat_template()), tokenize=False, add_generation_prompt=open_turn,
+        enable_thinking=False,
+    )  # fmt: skip
     return str(text)
+
+
+def _of_one_day(template: str) -> str:
+    """A chat template that names today's date (Llama 3's) would ask another question every day."""
+    return _TODAY.sub(lambda call: f"{call[1]}{CHAT_DATE.strftime(call[2])}{call[1]}", template)
 
 
 # Pieces tokenised apart may differ from the whole string tokenised: a merge across a border (".\n" as one token) is
