@@ -190,7 +190,8 @@ def test_what_ships_is_measured_against_exact(hybrid: dict[str, Any], tmp_path: 
     about = report["index"]
     assert not about["exact"] and 0.5 < about["recall@10"] <= 1.0
     if late.get("type") == "2bit":
-        assert about["bytes"] < hybrid["index"]["bytes"] / 4 and about["recall@10"] > 0.6
+        pooled = 4 * 32  # a hybrid's one vector a passage ships beside
+        assert about["bytes"] - pooled < (hybrid["index"]["bytes"] - pooled) / 4 and about["recall@10"] > 0.6
     found = report["systems"]["student"][METRIC]
     assert found > hybrid["systems"]["student"][METRIC] - 0.1
     lines = [line.split() for line in (tmp_path / "run" / "run.trec").read_text().splitlines()]
