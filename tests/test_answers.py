@@ -11,12 +11,22 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
+)
 
 from raydrd.errors import InputError
 from raydrd.models.answers import AnswerModel, pairwise_log_p, pointwise_scores, symmetrized
 from raydrd.models.prompts import A_OR_B, DUOT5, PROMPTS, YES_NO, Ids, Pieces, Prompt, assemble
-from tests.language_models import TEXTS, language_model, texts_of
+from tests.language_models import TEXTS, TOKENIZERS, language_model, texts_of
 
 # -- models -------------------------------------------------------------------------------------------
 
@@ -109,6 +119,48 @@ def test_a_beginning_that_prompts_share_is_read_once(
     read.clear()
     np.testing.assert_allclose(few.logits(prompts, alike=alike_), plain, atol=1e-4)
     assert len(read) == 1
+
+
+def _hybrid(kind: str, folder: Path) -> Path:
+    """Models with layers that sum up what was read: a convolution beside attention (LFM2), a linear attention, Mamba."""
+    tokenizer = TOKENIZERS["byte"]
+    size = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 2, "eos_token_id": tokenizer.eos_token_id}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32, "max_position_embeddings": 256}
+    torch.manual_seed(3)
+    if kind == "lfm2":
+        made: Any = Lfm2ForCausalLM(Lfm2Config(**size, **heads, layer_types=["conv", "full_attention"], block_multiple_of=8))
+    elif kind == "qwen3.5":
+        linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+        own = Qwen3_5TextConfig(**size, **heads, **linear, head_dim=8, layer_types=["linear_attention", "full_attention"])
+        made = Qwen3_5ForCausalLM(own)
+    else:
+        made = MambaForCausalLM(MambaConfig(**size, state_size=4))
+    made.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["lfm2", "qwen3.5", "mamba"])
+def test_models_that_sum_up_what_they_read_read_every_prompt_whole(kind: str, tmp_path: Path) -> None:
+    model = _load(_hybrid(kind, tmp_path), PROMPTS["yes_no_query_first"], tokens_per_batch=200)
+    prompts = _prompts(tmp_path, model.pieces)
+    plain = model.logits(prompts)
+    found = model.logits(prompts, alike=np.repeat([0, 1], 4))
+    np.testing.assert_allclose(found, plain, atol=1e-5)
+    assert np.ptp(found[:, 0] - found[:, 1]) > 2e-5 and not model.shares
+    one_by_one = [_full_logits(tmp_path, model, prompt) for prompt in prompts]
+    np.testing.assert_allclose(found, one_by_one, atol=1e-4)  # what fills up a batch is not summed
+
+
+def test_a_few_thousand_tokens_are_enough_whatever_the_device_takes_at_once(folders: dict[str, Path]) -> None:
+    model = _load(folders["gpt2"], YES_NO, tokens_per_batch=65_536)
+    prompts = [np.r_[np.arange(30), n].astype(np.int32) for n in range(200)]
+
+    def groups(count: int) -> list[tuple[int, int]]:
+        lengths = np.full(count, 31)
+        return [(len(p), begun) for p, begun in model._groups(prompts[:count], lengths, np.zeros(count, np.int64))]
+
+    assert groups(200) == [(200, 30), (0, 0)] and groups(100) == [(100, 0)]
 
 
 def test_an_output_layer_of_its_own_is_the_one_in_the_file(folders: dict[str, Path]) -> None:

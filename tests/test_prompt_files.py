@@ -7,17 +7,21 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import DistilBertConfig
 
 from raydrd.config import validate
 from raydrd.errors import InputError
 from raydrd.models import prompts
+from raydrd.models.answers import check_prompt
 from raydrd.models.prompts import MONOT5, PROMPTS, ListPrompt, Prompt, assemble, pieces_of, read_prompt, shares
 from raydrd.setting import PromptedTeacher
 from raydrd.spine.store import canonical
 from raydrd.stages.score import about_scores
-from tests.language_models import TEXTS, TOKENIZERS, texts_of
+from tests.language_models import TEXTS, TOKENIZERS, language_model, texts_of
+from tests.recipes import open_toy, settings, steps
 
 POINT = {"template": "{query}\n{passage}\n?", "answers": ["Yes", "No"]}
+CURRICULUM = {"lists": {"graded": 5, "hard": 0, "rest": 0}, "train": steps(1)}
 LIST = {"kind": "listwise", "template": "{query}\n{count}:\n{passages}!", "passage": "[{number}] {passage}\n"}
 
 
@@ -122,6 +126,44 @@ def test_scores_of_prompts_from_before_they_had_versions_are_still_found() -> No
         "chat": False,
     }
     assert canonical(MONOT5) == {"component": "Prompt", "version": 1, "fields": fields}
+
+
+# -- whether a model can be asked so ------------------------------------------------------------------
+
+
+def test_what_a_model_cannot_be_asked_is_refused_before_any_work(tmp_path: Path, toy: Path) -> None:
+    gpt2, distil = language_model("gpt2", tmp_path / "gpt2"), tmp_path / "distil"
+    DistilBertConfig(vocab_size=99).save_pretrained(distil)
+    (distil / "model.safetensors").touch()
+    plain = Prompt(template="{query}\n{passage}:", positive="Yes", negative="No")
+    refused: list[tuple[Path, Any, int, str]] = [
+        (gpt2, plain.model_copy(update={"negative": "impossible"}), 96, "the answer 'impossible' is .*, not one known token"),
+        (gpt2, PROMPTS["yes_no"], 20, "max_length: 20 has no room for texts in this prompt"),
+        (gpt2, plain, 257, "max_length: 257 tokens, but the teacher has 256 positions; write 256 or less"),
+        (
+            gpt2,
+            ListPrompt(template="{query}\n{passages}!"),
+            250,
+            r"250 tokens, but the teacher has 256 positions, and \d+ of them for its answer",
+        ),
+        (language_model("llama", tmp_path / "llama"), PROMPTS["yes_no_chat"], 96, "no chat template; write chat: false"),
+        (distil, plain, 96, "distilbert is no language model, so it cannot answer; choose another model"),
+        (toy / "reranker", plain, 96, "gives a score, not words; write kind: cross_encoder"),
+    ]
+    for model, prompt, length, message in refused:
+        with pytest.raises(InputError, match=message):
+            check_prompt(model, prompt, max_length=length, window=2)
+        # A run says so before it has as much as read its data.
+        values = prompt.model_dump(mode="json")
+        short = {"window": 2, "stride": 1} if prompt.listwise else {}
+        given = {"kind": "prompted", "model": str(model), "prompt": values, "max_length": length, **short}
+        with pytest.raises(InputError, match=message):
+            open_toy(settings(toy, "cldrd", teacher=given, curriculum=[CURRICULUM]), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+    check_prompt(gpt2, plain, max_length=256)
+    check_prompt(language_model("t5", tmp_path / "t5"), MONOT5, max_length=5000)  # relative positions
+    with pytest.raises(InputError, match="has 256 positions, and 1 of them for its answer; write 255 or less"):
+        check_prompt(gpt2, plain, max_length=256, spare=1)
 
 
 # -- several passages in one prompt -------------------------------------------------------------------
