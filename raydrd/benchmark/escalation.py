@@ -31,7 +31,8 @@ from raydrd.session import opened, read_config
 from raydrd.setting import Escalation
 from raydrd.spine.progress import say
 from raydrd.spine.storage import Folder
-from raydrd.spine.store import Store
+from raydrd.spine.store import Artifact, Store
+from raydrd.stages.score import flat
 from raydrd.stages.shards import parts_of
 from raydrd.statistics import bootstrap_interval, compare
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-student", action="store_true", help="the teacher's own ranking alone")
     parser.add_argument("--store", help="as for raydrd run")
     parser.add_argument("--out", metavar="FILE", help="where the numbers are written as JSON, too")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     try:
         seeds = 0 if options.no_student else options.seeds
         found = curve(options.config, options.overrides, shares=shares_of(options.shares), seeds=seeds, store=options.store)
@@ -84,8 +85,11 @@ def shares_of(text: str) -> tuple[float, ...]:
 def curve(
     path: str, assignments: list[str], *, shares: tuple[float, ...], seeds: int = 1, store: str | None = None
 ) -> dict[str, Any]:
-    """The curve as data: `rows` by ascending share, with `pairs` (that the expensive teacher read of `of` candidates, training
-    and test queries apart) and for `teacher` and `student` the mean, its interval and the paired difference to share 1.
+    """The curve as data: `rows` by ascending share, with what was `spent` and for `teacher` and `student` the mean, its
+    interval and the paired difference to share 1.
+
+    spent: the different `pairs` that the expensive teacher read of `of` that the cheap one did; on `test` queries for the
+    teacher's ranking, on `train` queries for one training of the student, all its rounds together (the mean over seeds).
 
     Args:
         seeds: trainings of the student for each share; 0: none.
@@ -106,7 +110,7 @@ def curve(
             own = cfg.model_copy(update={"teacher": teacher})
             check_setting(own)
             say(f"share {share:g}")
-            found[share] = _measured(own, kept.branch(), seeds)
+            found[share] = _measured(own, kept, seeds)
     evaluation = cfg.evaluation
     rows = [_row(share, one, found[1.0], seed=evaluation.seed, samples=evaluation.samples) for share, one in found.items()]
     return {
@@ -118,23 +122,40 @@ def curve(
 
 def _measured(cfg: Any, store: Store, seeds: int) -> dict[str, Any]:
     """The first metric by test query of the teacher and the student, and what the expensive teacher read for them."""
-    lab = open_lab(cfg, store)
-    metric, students = cfg.evaluation.metrics[0], []
-    for seed in range(max(1, seeds)):
-        own = reseeded(cfg, seed)
-        lab.cfg = own
-        if seeds:
-            student = RECIPES[cfg.recipe].run(own, lab)
-            students.append(values(lab, student, "after")[metric])
+    lab = open_lab(cfg, store.branch())
+    metric, students, trainings = cfg.evaluation.metrics[0], [], []
+    for seed in range(seeds):
+        lab.cfg, lab.store = reseeded(cfg, seed), store.branch()  # a journal of this training alone
+        student = RECIPES[cfg.recipe].run(lab.cfg, lab)
+        students.append(values(lab, student, "after")[metric])
+        trainings.append(_spent(lab.store, "train"))
+    lab.store = store.branch()
     found = {"teacher": _teacher(lab, metric)}
     if students:
         found["student"] = np.mean(students, axis=0)
-    spent = {}
-    for what in ("train", "test"):
-        made = {r.id for r in store.journal if r.name == "choose" and r.label.startswith(f"escalate {what}")}
-        counts = [store.find("choose", id_).metrics for id_ in made]
-        spent[what] = {name: sum(int(one[name]) for one in counts) for name in ("pairs", "of")}
-    return {**found, "spent": spent}
+    each = {name: round(sum(one[name] for one in trainings) / max(1, seeds)) for name in ("pairs", "of")}
+    return {**found, "spent": {"train": each, "test": _spent(lab.store, "test")}}
+
+
+def _spent(store: Store, what: str) -> dict[str, int]:
+    """Pairs that both teachers were asked about in the stages of this journal: `of` the cheap one, `pairs` the expensive."""
+    made = {r.id for r in store.journal if r.name == "choose" and r.label.startswith(f"escalate {what}")}
+    names = {f"choose/{id_}" for id_ in made}
+    scored = [store.find(r.name, r.id) for r in store.journal if r.name in ("score_pairs", "score_vectors")]
+    dear = [one for one in scored if one.manifest["inputs"]["candidates"]["artifact"] in names]
+    cheap = [store.find("choose", id_).manifest["inputs"]["scored"]["artifact"].split("/") for id_ in made]
+    return {"pairs": _different(dear), "of": _different([store.find(name, id_) for name, id_ in cheap])}
+
+
+def _different(scored: list[Artifact]) -> int:
+    """How many pairs these stages scored, those once that several asked the same teacher about: its book pays them once."""
+    pairs: dict[str, list[NDArray[np.int64]]] = {}
+    for one in scored:
+        teacher = {name: value for name, value in one.manifest["inputs"].items() if name != "candidates"}
+        for _, rows in parts_of(one).each():
+            query_rows, doc_rows = flat(rows)
+            pairs.setdefault(json.dumps(teacher, sort_keys=True), []).append((query_rows << 32) + doc_rows)
+    return sum(len(np.unique(np.concatenate(own))) for own in pairs.values())
 
 
 def _teacher(lab: Lab, metric: str) -> Values:
@@ -162,13 +183,16 @@ def markdown(found: dict[str, Any]) -> str:
     """The curve as a table."""
     names = [name for name in ("teacher", "student") if name in found["rows"][0]]
     metric = found["metric"]
-    heads = ["share", "pairs read", *(h for name in names for h in (f"{name}'s {metric}", "less that of share 1"))]
+    asked = {"teacher": "test", "student": "train"}  # queries whose pairs were read for it
+    heads = ["share"]
+    for name in names:
+        heads += [f"{asked[name]} pairs read", f"{name}'s {metric}", "less that of share 1"]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in found["rows"]:
-        spent = row["spent"]["train"] if row["spent"]["train"]["of"] else row["spent"]["test"]
-        cells = [f"{row['share']:g}", f"{spent['pairs']:,} of {spent['of']:,}"]
+        cells = [f"{row['share']:g}"]
         for name in names:
-            one = row[name]
+            one, spent = row[name], row["spent"][asked[name]]
+            cells.append(f"{spent['pairs']:,} of {spent['of']:,}")
             cells.append(f"{one['mean']:.3f} [{one['low']:.3f}, {one['high']:.3f}]")
             less = one["against_all"]
             cells.append("" if row["share"] == 1 else f"{less['difference']:+.3f} [{less['low']:+.3f}, {less['high']:+.3f}]")
