@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from raydrd.asking import By, ask_late
+from raydrd.asking import By, open_run
 from raydrd.config import Resources
 from raydrd.errors import InputError
 from raydrd.spine.storage import Folder
@@ -104,41 +104,10 @@ def search_run(run: str, query: str, *, k: int, by: By | None = None) -> list[di
     Raises:
         InputError: no such run, an empty query, or vectors that the student does not have.
     """
-    folder = Folder.of(run)
-    if not (folder / "index").exists("meta.json"):
-        raise InputError(f"{run}: no index here; write the folder of a finished run, for example runs/quickstart")
     if not query.strip() or k < 1:
         raise InputError("search: write a query of at least one word, and -k of 1 or more")
-    import torch
-    from transformers import AutoTokenizer
-
-    from raydrd.models.batching import SpecialTokens
-    from raydrd.models.encoders import load_tower
-    from raydrd.models.layout import read_layout
-    from raydrd.stages.cutting import cut
-    from raydrd.stages.indexfile import opened
-
-    meta = (folder / "index").read_json("meta.json")
-    # The folder is written again by every run of its name.
-    stamp = f"{meta['model']} {meta['data']} {meta['factory']} {meta['width']}"
-    if meta.get("kind", "single_vector") != "single_vector":
-        stamp += f" {meta['type']} {meta['candidates']}"
-        return _told(folder, meta, *ask_late(folder, meta, stamp, query, k=k, by=by))
-    if by is not None:
-        raise InputError(f"--by {by}: {run} holds a student with one vector a text; leave it out")
-    path = (folder / "model").local_folder(stamp)
-    layout = read_layout(path)
-    tokenizer = AutoTokenizer.from_pretrained(path / layout.query_folder, local_files_only=True, trust_remote_code=False)
-    special = SpecialTokens.of(tokenizer)
-    text = query.lower() if layout.lowercase else query
-    ids = np.array(tokenizer(layout.query_prompt + text, add_special_tokens=False)["input_ids"], dtype=np.int32)
-    inputs = special.model_inputs([special.single(ids, layout.query_max_len)])
-    with torch.inference_mode():
-        vector = load_tower(path, layout, "query")(inputs["input_ids"], inputs["attention_mask"]).numpy()
-    index = opened((folder / "index").local("index.faiss", stamp))
-    scores, rows = index.search(cut(vector, int(meta["width"]), normalize=layout.normalize), k)
-    keep = rows[0] >= 0
-    return _told(folder, meta, rows[0][keep], scores[0][keep])
+    opened = open_run(run, by=by)
+    return _told(Folder.of(run), opened.meta, *opened.find(opened.encode(query), k))
 
 
 def _told(folder: Folder, meta: dict[str, Any], rows: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:

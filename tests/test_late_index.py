@@ -233,9 +233,9 @@ def test_candidates_by_tokens_then_maxsim_come_near_exact(store: Store, factory:
     share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(mine, exact, strict=True)])
     assert share > (0.95 if factory == "Flat" else 0.85), share
     # One query at a time, as `raydrd search` asks: the same passages.
-    lookup = Lookup(passages=parts_of(p), codec=None, candidates="tokens", k=10, index=index.folder / "index", each=200,
+    lookup = Lookup(passages=parts_of(p), codec=None, candidates="tokens", index=index.folder / "index", each=200,
                     depth=100, probes=4)  # fmt: skip
-    rows, scores = lookup(RaggedReader(parts_of(q)).take(np.array([8]))[0])
+    rows, scores = lookup(RaggedReader(parts_of(q)).take(np.array([8]))[0], k=10)
     assert rows.tolist() == mine[8]
     np.testing.assert_allclose(scores, ranked["scores"].to_pylist()[8], atol=1e-5)
 

@@ -27,7 +27,6 @@ class Lookup:
         passages: Parts,
         codec: Folder | None,
         candidates: str,
-        k: int,
         index: Folder | None = None,
         name: str = "index.faiss",
         each: int = 0,
@@ -35,13 +34,8 @@ class Lookup:
         probes: int = 1,
         stamp: str = "",
     ) -> None:
-        self.passages, self.candidates, self.k, self.each, self.depth = (
-            open_passages(passages, codec),
-            candidates,
-            k,
-            each,
-            depth,
-        )
+        self.passages, self.candidates = open_passages(passages, codec), candidates
+        self.each, self.depth = each, depth
         self.rows = passages.rows
         self.index: Any = None
         if candidates != "all":
@@ -51,7 +45,7 @@ class Lookup:
         self.starts = starts_of(passages) if candidates == "tokens" else np.empty(0, dtype=np.int64)
 
     def __call__(
-        self, query_TD: NDArray[np.floating], pooled_D: NDArray[np.float32] | None = None
+        self, query_TD: NDArray[np.floating], pooled_D: NDArray[np.float32] | None = None, *, k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Rows and MaxSim of the k best, best first; ties by row. pooled_D: the query's one vector, where those decide."""
         query = np.ascontiguousarray(query_TD, dtype=np.float32)
@@ -64,5 +58,5 @@ class Lookup:
             found = self.index.search(pooled_D[None].astype(np.float32), min(self.depth, self.rows))[1][0]
             docs = np.sort(found[found >= 0])
         scores = scores_of(query, self.passages, docs)
-        best = np.lexsort((docs, -scores))[: self.k]
+        best = np.lexsort((docs, -scores))[:k]
         return docs[best], scores[best]

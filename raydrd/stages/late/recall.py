@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,9 +67,9 @@ class LateProber:
         columns = [RaggedReader(self.queries).take(asked), *(list(VectorReader(one).take(asked)) for one in whole)]
         timed = list(zip(*columns, strict=True))
         with one_thread():
-            speeds = {"per_second": per_second(Lookup(**self.shipped, k=self.k), timed)}
+            speeds = {"per_second": per_second(partial(Lookup(**self.shipped), k=self.k), timed)}
             same = self.shipped == self.whole
-            slow = speeds["per_second"] if same else per_second(Lookup(**self.whole, k=self.k), timed)
+            slow = speeds["per_second"] if same else per_second(partial(Lookup(**self.whole), k=self.k), timed)
         return {"queries": len(rows), **cutoffs, **speeds, "exact_per_second": slow}
 
 
