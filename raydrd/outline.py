@@ -29,7 +29,7 @@ def depth_of(inputs: dict[str, Any]) -> int | None:
     """Passages a query: what a search asks for, or what its candidates had; None where it is not in the config."""
     if "share" in inputs:  # what goes on to an expensive teacher
         depth = depth_of({"scored": inputs["scored"]})
-        return inputs["pairs"] or (depth and round(depth * inputs["share"]))
+        return inputs.get("pairs") or (depth and round(depth * inputs["share"]))
     for name in ("k", "depth"):
         if name in inputs:
             return int(inputs[name])
@@ -93,7 +93,10 @@ def outline(name: str, inputs: dict[str, Any]) -> str:
         case "score_lists":
             return f"{each}, in windows of {inputs['window']}, each {inputs['stride']} nearer to the front"
         case "choose":
-            return f"{each}, by {inputs['by']}"
+            shared = get("level") is not None  # then a query has its share on average
+            return f"{each.replace('up to', 'on average') if shared else each}, by {inputs['by']}"
+        case "share_budget":
+            return f"{inputs['share']:g} of all candidates"
         case "assemble":
             joined = [what for what in ("pairs", "dark", "filter") if get(what) is not None]
             return _fields(inputs["rule"]) + (f"; with {', '.join(joined)}" if joined else "")

@@ -172,9 +172,10 @@ class Escalation(Frozen):
     cheap: Member
     expensive: Member
     by: By = Field(
-        "top",
-        description="what goes on: top, the cheap one's first; margin, neighbours in its order with little between them; "
-        "disagreement, where it and the student differ",
+        "gap",
+        description="what goes on: gap, what the cheap one scored nearly as high as its best, over all queries together; top, "
+        "its first ones of each query; margin, neighbours in its order with little between them; disagreement, where it and "
+        "the student differ",
     )
     share: float | None = Field(None, ge=0, le=1, description="of all candidates, so many go on; none: 0.3, or `pairs`")
     pairs: int | None = Field(None, ge=1, description="in place of a share: passages of each query that go on")

@@ -15,7 +15,7 @@ from raydrd.methods.escalation import chosen
 from raydrd.recipes import RECIPES
 from raydrd.spine.store import Artifact, Store
 from raydrd.spine.tables import SCORED
-from raydrd.stages.escalate import choose, fit_line, join_scores
+from raydrd.stages.escalate import choose, fit_line, join_scores, share_budget
 from raydrd.stages.scorers import CrossEncoderScorer
 from tests.recipes import LISTS, SCALE, assert_found_again, dry_run, fact, open_toy, rows, run_recipe, run_toy, settings, steps
 from tests.stage_inputs import put, whole, with_resources
@@ -45,6 +45,37 @@ def test_what_goes_on_is_what_the_rule_chooses(store: Store, by: Any, tmp_path: 
     for docs, scores, went in zip(lists, cheap, found, strict=True):
         student = np.array([1.0 / (n + 1) for n in range(len(docs))])
         assert went == [docs[n] for n in chosen(np.array(scores), student, len(went), by=by)]
+
+
+@pytest.mark.parametrize("size", [20_000, 5])
+def test_one_budget_is_shared_by_how_near_the_best_candidates_lie(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    from raydrd.stages import escalate
+
+    monkeypatch.setattr(escalate, "FEW_ROWS", size)
+    lists, cheap, _ = toy_scores()
+    own = with_resources(store, tmp_path / str(size))
+    all_ = scored(own, "cheap", lists, cheap)
+    level = own.run(share_budget, scored=all_, share=0.25)
+    made = own.run(choose, scored=all_, by="gap", share=0.25, pairs=None, level=level)
+    found, of = whole(made)["doc_rows"].to_pylist(), sum(map(len, lists))
+    assert 0.25 * of - 12 <= made.metrics["pairs"] == sum(map(len, found)) <= 0.25 * of
+    # No candidate that stayed lies nearer to its best than one that went, and no list sends one alone.
+    nearest = [(max(own_) - score, doc in went) for docs, own_, went in zip(lists, cheap, found, strict=True)
+               for doc, score in zip(docs, own_, strict=True) if score < max(own_)]  # fmt: skip
+    stayed, went_on = (min(g for g, w in nearest if not w), max(g for g, w in nearest if w))
+    assert went_on <= stayed * 1.01 and not any(len(went) == 1 for went in found)
+    assert len({len(went) for went in found}) > 3
+
+
+def test_where_gaps_tell_nothing_every_list_has_its_own_budget(store: Store) -> None:
+    lists, same = [[1, 2, 3, 4], [5, 6, 7, 8]], [[1.0] * 4, [2.0] * 4]
+    all_ = scored(store, "same", lists, same)
+    level = store.run(share_budget, scored=all_, share=0.5)
+    assert level.metrics["level"] == -1
+    made = store.run(choose, scored=all_, by="gap", share=0.5, pairs=None, level=level)
+    assert whole(made)["doc_rows"].to_pylist() == [[1, 2], [5, 6]]
 
 
 def test_expensive_scores_take_their_places_on_the_cheap_scale(store: Store) -> None:
@@ -82,7 +113,7 @@ def test_nobody_is_asked_about_an_empty_list(store: Store) -> None:
 def teachers(toy: Path, **more: Any) -> dict[str, Any]:
     """A random reranker scores everything, the oracle what is in doubt."""
     cheap = {"kind": "cross_encoder", "model": str(toy / "reranker"), "max_length": 64}
-    return {"kind": "escalate", "cheap": cheap, "expensive": {**cheap, "model": str(toy / "teacher")}, **more}
+    return {"kind": "escalate", "by": "top", "cheap": cheap, "expensive": {**cheap, "model": str(toy / "teacher")}, **more}
 
 
 @pytest.fixture
@@ -154,8 +185,17 @@ def calls_of(report: dict[str, Any], what: str) -> list[None]:
     return [None] * (round(0.75 * of) - round(0.5 * of))
 
 
-@pytest.mark.parametrize("recipe", ["adam", "pairdistill", "prod", "md2pr"])
-def test_all_recipes_take_it(toy: Path, tmp_path: Path, recipe: str) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "budget"),
+    [
+        ("adam", {"pairs": 6}),
+        ("adam", {"share": 0.5, "by": "gap"}),
+        ("pairdistill", {"pairs": 6}),
+        ("prod", {"share": 0.5, "by": "gap"}),
+        ("md2pr", {"pairs": 6}),
+    ],
+)
+def test_all_recipes_take_it(toy: Path, tmp_path: Path, recipe: str, budget: dict[str, Any]) -> None:
     few = {"sources": ["student"], "depth": 12}
     own: dict[str, dict[str, Any]] = {
         "adam": {"lists": LISTS, "dark": {"built": 4, "reinforced": 2, "noisy": 2}, "train": steps(2)},
@@ -166,7 +206,7 @@ def test_all_recipes_take_it(toy: Path, tmp_path: Path, recipe: str) -> None:
         "prod": {"progress": [{"train": steps(2), "lists": LISTS}]},
         "md2pr": {"words": None, "rounds": [steps(1)], "lists": LISTS},
     }  # fmt: skip
-    values = settings(toy, recipe, teacher=teachers(toy, pairs=6), loss=SCALE, candidates=few, preflight="warn", **own[recipe])
+    values = settings(toy, recipe, teacher=teachers(toy, **budget), loss=SCALE, candidates=few, preflight="warn", **own[recipe])
     student, lab = run_recipe(values, tmp_path)
     assert student.id != lab.start.id
     labels = [record.label for record in lab.store.journal]
@@ -223,4 +263,8 @@ def test_a_dry_run_names_its_stages(toy: Path) -> None:
     wanted = ["score train (reranker)", "escalate train", "score train, escalated (teacher)", "fit train", "join train"]
     assert [label for label in labels if label in wanted] == wanted
     text = render(plan(cfg), "toy")
+    shared = validate(RECIPES["margin_mse"].Config, {**values, "teacher": teachers(toy, share=0.25, by="gap")}, "toy")
+    assert "share budget train" in dry_run(shared)[0] and "on average 15 passages a query, by gap" in render(
+        plan(shared), "toy"
+    )
     assert "up to 15 passages a query, by top" in text and "up to 15 passages a query, 64 tokens a pair" in text

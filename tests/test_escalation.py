@@ -10,7 +10,7 @@ import pytest
 
 from raydrd.config import validate
 from raydrd.errors import InputError
-from raydrd.methods.escalation import Line, Sums, budget, chosen, line
+from raydrd.methods.escalation import LEVELS, Line, Sums, budget, chosen, gaps, highest_level, levels, line
 from raydrd.setting import Escalation
 
 F = np.float32
@@ -47,6 +47,24 @@ def test_the_top_of_the_cheap_order_whatever_place_it_stands_at() -> None:
         assert chosen(cheap, cheap, 0, by=by).tolist() == []
         assert chosen(floats(), floats(), 3, by=by).tolist() == []
         assert chosen(floats(2), floats(1), 1, by=by).tolist() == [0]
+
+
+def test_the_gap_to_the_best_and_the_best_one_with_the_second() -> None:
+    assert gaps(floats(1, 9, 3, 7, 3)).tolist() == [8, 2, 6, 2, 6]
+    assert gaps(floats(5, 5, 1)).tolist() == [0, 0, 4]
+    assert gaps(floats(2)).tolist() == [math.inf] and gaps(floats()).tolist() == []
+
+
+def test_levels_keep_the_order_and_a_share_is_a_level() -> None:
+    drawn = np.concatenate([np.random.default_rng(0).exponential(3, 5000), [0.0, np.inf, 1e-30, 1e30]])
+    found = levels(drawn)
+    assert (np.diff(found[np.argsort(drawn)]) >= 0).all() and found.min() >= 0 and found.max() < LEVELS
+    assert found[-4] == 0 and (levels(np.array([1.0, 1.01, 2.0])) == levels(np.array([1.0]))[0] + np.array([0, 1, 128])).all()
+    counts = np.bincount(found, minlength=LEVELS)
+    for share in (0.1, 0.3, 0.5):
+        taken = (found <= highest_level(counts, share)).mean()
+        assert share - 0.01 < taken <= share
+    assert (found <= highest_level(counts, 1.0)).all() and highest_level(counts, 0.0) == -1
 
 
 def test_neighbours_with_little_between_them_go_on_and_more_so_at_the_top() -> None:
@@ -155,7 +173,7 @@ LARGE = {"kind": "prompted", "model": "large", "prompt": "yes_no"}
         ({"share": 0.2, "pairs": 3}, "share and pairs are two budgets; write one of them"),
         ({"share": 1.1}, "share: input should be less than or equal to 1"),
         ({"pairs": 0}, "pairs: input should be greater than or equal to 1"),
-        ({"by": "size"}, "by: input should be 'top', 'margin' or 'disagreement'"),
+        ({"by": "size"}, "by: input should be 'gap', 'top', 'margin' or 'disagreement'"),
         ({"expensive": CHEAP}, "cheap and expensive are the same teacher"),
         ({"expensive": {**LARGE, "prompt": "rank", "max_length": 4000}}, "expensive: an order of a whole list is no score"),
         ({"cheap": {"kind": "ensemble", "members": [CHEAP, LARGE]}}, "cheap: .*'ensemble'"),

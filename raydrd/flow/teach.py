@@ -19,7 +19,7 @@ from raydrd.stages.adopt import model_folder
 from raydrd.stages.assemble import assemble
 from raydrd.stages.combine import blend
 from raydrd.stages.duel import sample_pairs, score_duels
-from raydrd.stages.escalate import choose, fit_line, join_scores
+from raydrd.stages.escalate import choose, fit_line, join_scores, share_budget
 from raydrd.stages.order import score_lists
 from raydrd.stages.score import rerank, score_pairs, score_vectors, take_scores
 from raydrd.stages.search import join_candidates
@@ -168,7 +168,11 @@ def _escalated(
     """The cheap teacher's scores of all candidates, the expensive one's in place of those that were in doubt."""
     cheap, expensive = teacher.members
     scored = teach(lab, cheap, candidates, data, name, corpora=corpora, label=label)
-    doubtful = lab.store.run(choose, f"escalate {what}", scored=scored, by=teacher.cfg.by, **teacher.cfg.spend)
+    by, spend = teacher.cfg.by, teacher.cfg.spend
+    shared: dict[str, Any] = {}
+    if by == "gap" and spend["share"] is not None:
+        shared["level"] = lab.store.run(share_budget, f"share budget {what}", scored=scored, share=spend["share"])
+    doubtful = lab.store.run(choose, f"escalate {what}", scored=scored, by=by, **spend, **shared)
     if not lab.dry and not doubtful.metrics["pairs"]:
         return scored
     told = ", ".join([label, "escalated"] if label not in ("", "student") else ["escalated"])

@@ -1,8 +1,8 @@
 """Which candidates of a cheap teacher are worth an expensive one, and both teachers' scores as one. Pure: no files, no clock.
 
-Choosing looks at one query's list: the places that go on are those where the cheap teacher's order is in doubt and the
-doubt would cost most at the top. Joining puts the expensive teacher's scores on the cheap one's scale by one straight
-line for all queries.
+Choosing: what goes on is what the cheap teacher nearly put first, over all queries together (`gap`), so that a query
+where it hesitates gets more of the budget than one where it is sure; the other rules look at one query's list alone.
+Joining puts the expensive teacher's scores on the cheap one's scale by one straight line for all queries.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-By = Literal["top", "margin", "disagreement"]
+By = Literal["gap", "top", "margin", "disagreement"]
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
 
@@ -39,13 +39,13 @@ def chosen(cheap: NDArray[np.floating], student: NDArray[np.floating], count: in
 
     cheap, student: scores [N] of the cheap teacher and of what found the candidates (-inf: it did not find this one).
 
-    top: the cheap teacher's first ones. margin: neighbours in its order, by how much would be lost at the top if they
-    changed places, times how little lies between them. disagreement: those whose reciprocal ranks with the cheap teacher
-    and with the student lie furthest apart.
+    top: the cheap teacher's first ones; in one list those are also the ones of the least `gap`. margin: neighbours in its
+    order, by how much would be lost at the top if they changed places, times how little lies between them. disagreement:
+    those whose reciprocal ranks with the cheap teacher and with the student lie furthest apart.
     """
     count = min(count, len(cheap))
     order = np.lexsort((np.arange(len(cheap)), -cheap))
-    if by == "top" or count == len(cheap):
+    if by in ("top", "gap") or count == len(cheap):
         return np.sort(order[:count])
     if by == "margin":
         return np.sort(_neighbours(order, np.asarray(cheap, dtype=np.float64)[order], count))
@@ -72,6 +72,41 @@ def _neighbours(order: Places, scores: Floats, count: int) -> Places:
         if len(taken) >= count:
             break
     return order[list(taken)[:count]]
+
+
+def gaps(cheap: NDArray[np.floating]) -> Floats:
+    """How far each candidate [N] lies below the best of its list; inf in a list of one.
+
+    The best one is as far as the second: to ask about it alone would change nothing.
+    """
+    scores = np.asarray(cheap, dtype=np.float64)
+    if len(scores) < 2:
+        return np.full(len(scores), np.inf)
+    best = int(np.argmax(scores))
+    found: Floats = scores[best] - scores
+    found[best] = np.delete(found, best).min()
+    return found
+
+
+LEVELS = 1 << 16
+
+
+def levels(gaps: Floats) -> NDArray[np.int64]:
+    """Gaps as whole numbers 0..LEVELS-1 in the same order, 128 to each doubling: what can be counted in one pass.
+
+    They are the upper halves of the numbers as float32, whose order is that of what they stand for, from 0 to inf.
+    """
+    found: NDArray[np.int64] = (np.asarray(gaps, dtype=np.float32).view(np.uint32) >> 16).astype(np.int64)
+    return found
+
+
+def highest_level(counts: NDArray[np.int64], share: float) -> int:
+    """The greatest level at which no more than `share` of all candidates lie there or below; -1 where there is none.
+
+    counts: candidates at each level, [LEVELS].
+    """
+    fits = np.cumsum(counts) <= share * counts.sum() + 1e-9
+    return int(np.count_nonzero(fits)) - 1
 
 
 # -- two scales as one --------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raydrd.methods.escalation import By, Line, Sums, budget, chosen, line
+from raydrd.methods.escalation import LEVELS, By, Line, Sums, budget, chosen, gaps, highest_level, levels, line
 from raydrd.spine.parts import Parts
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Work, stage
@@ -18,19 +18,61 @@ from raydrd.stages.shards import parts_of, pending, total_counts, write_counted
 FEW_ROWS = 20_000  # chosen or joined in this process sooner than an actor starts
 
 
+class Counter:
+    """How many candidates of a block of queries lie at each level of the gap to the best of their list."""
+
+    def __init__(self, *, scored: Parts, out: Folder) -> None:
+        self.scored, self.out = scored, out
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        lists = self.scored.slice(shard["lo"], shard["hi"])["teacher_scores"].to_pylist()
+        found = [levels(gaps(np.array(scores, np.float32))) for scores in lists]
+        there, counts = np.unique(np.concatenate(found), return_counts=True)
+        self.out.write_json(shard["name"], {"levels": there.tolist(), "counts": counts.tolist()})
+        return {}
+
+
+@stage(version=1)
+def share_budget(work: Work, *, scored: Artifact, share: float) -> dict[str, Any]:
+    """The level of the gap up to which candidates go on, so that all queries together stay within `share`.
+
+    `level` in its metrics is -1 where as many candidates lie at the lowest level alone: the gap cannot tell them apart.
+    """
+    found = parts_of(scored)
+    names = [{**one, "name": f"counts/{one['lo']}.json"} for one in pending(work, found.rows, FEW_ROWS, "json")]
+    work.cluster.map(
+        Counter,
+        {"scored": found, "out": work.shards},
+        [one for one in names if not work.shards.exists(str(one["name"]))],
+        label=work.label,
+        unit="queries",
+        marks=work.shards / "attempts",
+        inline=found.rows <= FEW_ROWS,
+        models=False,
+    )
+    counts = np.zeros(LEVELS, dtype=np.int64)
+    for one in names:
+        told = work.shards.read_json(str(one["name"]))
+        counts[told["levels"]] += told["counts"]
+    return {"rows": found.rows, "unit": "queries", "level": highest_level(counts, share)}
+
+
 class Chooser:
     """Of a block of queries, the candidates that go on."""
 
-    def __init__(self, *, scored: Parts, out: Folder, by: By, share: float | None, pairs: int | None) -> None:
-        self.scored, self.out, self.by, self.share, self.pairs = scored, out, by, share, pairs
+    def __init__(self, *, scored: Parts, out: Folder, by: By, share: float | None, pairs: int | None, level: int) -> None:
+        self.scored, self.out, self.by, self.share, self.pairs, self.level = scored, out, by, share, pairs, level
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         found = self.scored.slice(shard["lo"], shard["hi"])
         docs, scores, asked, of = [], [], 0, 0
         for number, row in enumerate(found.to_pylist()):
             cheap, student = np.array(row["teacher_scores"], np.float32), np.array(row["scores"], np.float32)
-            count = budget(shard["lo"] + number, len(cheap), share=self.share, pairs=self.pairs)
-            places = chosen(cheap, student, count, by=self.by).tolist()
+            if self.level >= 0:
+                places = np.flatnonzero(levels(gaps(cheap)) <= self.level).tolist()
+            else:
+                count = budget(shard["lo"] + number, len(cheap), share=self.share, pairs=self.pairs)
+                places = chosen(cheap, student, count, by=self.by).tolist()
             docs.append([row["doc_rows"][place] for place in places])
             scores.append([row["scores"][place] for place in places])
             asked, of = asked + len(places), of + len(cheap)
@@ -39,15 +81,25 @@ class Chooser:
 
 
 @stage(version=1)
-def choose(work: Work, *, scored: Artifact, by: By, share: float | None, pairs: int | None) -> dict[str, Any]:
+def choose(
+    work: Work, *, scored: Artifact, by: By, share: float | None, pairs: int | None, level: Artifact | None = None
+) -> dict[str, Any]:
     """Candidates to ask the expensive teacher about, a row for each row of `scored`; some rows may be empty.
 
-    `pairs` in its metrics: how many there are, `of` so many that the cheap teacher scored.
+    level: of `share_budget`, where one budget is shared among all queries; without it, or where it found none, every list
+    has its own. `pairs` in its metrics: how many there are, `of` so many that the cheap teacher scored.
     """
     found = parts_of(scored)
     work.cluster.map(
         Chooser,
-        {"scored": found, "out": work.shards, "by": by, "share": share, "pairs": pairs},
+        {
+            "scored": found,
+            "out": work.shards,
+            "by": by,
+            "share": share,
+            "pairs": pairs,
+            "level": int(level.metrics["level"]) if level is not None else -1,
+        },
         pending(work, found.rows, FEW_ROWS, "parquet"),
         label=work.label,
         unit="queries",
