@@ -103,9 +103,9 @@ def test_a_run_that_dies_goes_on_to_the_very_same_weights(tmp_path: Path, monkey
 @needs_peft
 def test_a_run_with_adapters(toy: Path, tmp_path: Path) -> None:
     folder = family_model("qwen3", tmp_path / "qwen3")
-    student = {"model": str(folder), "normalize": True, "lora": {"r": 4}}
+    student = {"model": str(folder), "normalize": True, "lora": {"r": 8}}
     curriculum = [
-        {"lists": {"graded": 5, "hard": 5, "hard_until": 20, "rest": 10}, "train": steps(30, 1.0e-2)},
+        {"lists": {"graded": 5, "hard": 5, "hard_until": 20, "rest": 10}, "train": steps(150, 5.0e-3)},
         {"lists": {"graded": 10, "hard": 5, "hard_until": 20, "rest": 5}, "train": steps(10, 3.0e-3)},
     ]
     report = run_toy(tmp_path, settings(toy, "cldrd", student=student, curriculum=curriculum, loss=SCALE))
@@ -115,7 +115,7 @@ def test_a_run_with_adapters(toy: Path, tmp_path: Path) -> None:
     # Each training begins from a plain model and ends with one; the config is part of what it is.
     store = open_store(report["store"])
     trained = [store.find(one["name"], one["id"]) for one in report["stages"] if one["name"] == "train"]
-    assert [one.manifest["inputs"]["lora"]["fields"]["r"] for one in trained] == [4, 4]
+    assert [one.manifest["inputs"]["lora"]["fields"]["r"] for one in trained] == [8, 8]
     assert inputs(store, trained[1], "start").id == trained[0].id
     assert set(load_file(report["folder"] / "model" / "model.safetensors")) == set(
         load_file(Path(inputs(store, trained[0], "start").folder.uri) / "model" / "model.safetensors")

@@ -131,7 +131,9 @@ def test_kill_9_of_the_sweep_and_the_same_command_again(tmp_path: Path, toy_conf
     done = {name for name, record in old.items() if record["status"] == "finished"}
     assert len(done) >= 2 and all(found[name] == old[name] for name in done), "finished trials are kept as they were"
     made = [one["id"] for record in found.values() for one in record["journal"] if not one["reused"] and one["name"] == "train"]
-    assert len(made) == len(set(made)) == 10
+    assert len(made) == len(set(made))
+    # The kill may fall between a training's end and the journal's next writing: then it is found again.
+    assert set(made) <= set(after) and set(after) - set(made) <= set(before)
 
 
 def test_a_population_goes_on_from_the_best_ones_students(tmp_path: Path, toy_config: dict[str, Any], local_ray: Any) -> None:
