@@ -203,7 +203,7 @@ def _points(plan: Plan) -> tuple[list[Trial], list[str]]:
     if plan.sweep.search == "random" and len(found) < wanted and plan.sweep.space:
         notes.append(f"the space has no more than {len(found)} points beside the default (samples: {wanted})")
     if plan.sweep.search == "grid" and dropped:
-        notes.append(f"{dropped} points of the grid are equal to the default or to an earlier one")
+        notes.append(f"left out of the grid, since equal to the default or to an earlier point: {dropped}")
     return found, notes
 
 
