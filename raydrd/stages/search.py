@@ -245,6 +245,36 @@ class Merger:
         return {}
 
 
+def search_ranges(
+    work: Work, searcher: type, arguments: dict[str, Any], missing: list[dict[str, Any]], *, spread: Spread, inline: bool
+) -> None:
+    """Fill the missing shards of queries: at once where there is one range of passages, else range by range and merged.
+
+    Args:
+        arguments: of the searcher, `queries` and `k` among them; where it writes is added.
+        inline: one range is little enough for this process.
+    """
+    marks = work.shards / "attempts"
+    if len(spread.ranges) == 1:
+        here = {**arguments, "out": work.shards}
+        work.cluster.map(searcher, here, missing, label=work.label, unit="queries", marks=marks, inline=inline)
+    elif missing:
+        scratch, count = work.shards / "scratch", arguments["queries"].rows
+        spread = agreed(scratch, spread)
+        shards = missing_partials(spread, scratch, count, missing)
+        label = f"{work.label}, {len(spread.ranges)} ranges"
+        work.cluster.map(searcher, {**arguments, "out": scratch}, shards, label=label, unit="M scores", marks=marks)
+        work.cluster.map(
+            Merger,
+            {"spread": spread, "scratch": scratch, "queries": count, "out": work.shards, "k": arguments["k"]},
+            missing,
+            label=f"{work.label}, merging",
+            unit="queries",
+            marks=marks,
+            models=False,
+        )
+
+
 @stage(version=1)
 def search(work: Work, *, queries: Artifact, passages: Artifact, k: int) -> dict[str, Any]:
     """The k passages of highest inner product for every query, exactly; float32 whatever was stored.
@@ -264,32 +294,8 @@ def search(work: Work, *, queries: Artifact, passages: Artifact, k: int) -> dict
         gpu=work.cluster.has_gpu,
     )
     arguments: dict[str, Any] = {"queries": q, "passages": p, "k": k}
-    marks = work.shards / "attempts"
-    if len(spread.ranges) == 1:
-        work.cluster.map(
-            Searcher,
-            {**arguments, "out": work.shards},
-            missing,
-            label=work.label,
-            unit="queries",
-            marks=marks,
-            inline=q.rows * p.rows * width <= FEW_DOT_PRODUCTS,
-        )
-    elif missing:
-        scratch = work.shards / "scratch"
-        spread = agreed(scratch, spread)
-        shards = missing_partials(spread, scratch, q.rows, missing)
-        label = f"{work.label}, {len(spread.ranges)} ranges"
-        work.cluster.map(Searcher, {**arguments, "out": scratch}, shards, label=label, unit="M scores", marks=marks)
-        work.cluster.map(
-            Merger,
-            {"spread": spread, "scratch": scratch, "queries": q.rows, "out": work.shards, "k": k},
-            missing,
-            label=f"{work.label}, merging",
-            unit="queries",
-            marks=marks,
-            models=False,
-        )
+    inline = q.rows * p.rows * width <= FEW_DOT_PRODUCTS
+    search_ranges(work, Searcher, arguments, missing, spread=spread, inline=inline)
     return {"rows": q.rows, "unit": "queries", "k": min(k, p.rows)}
 
 

@@ -17,9 +17,9 @@ from raydrd.spine.ragged import RaggedReader
 from raydrd.spine.storage import Folder
 from raydrd.spine.store import Artifact, Work, stage
 from raydrd.stages.late.pack import codec_of, open_passages
-from raydrd.stages.search import Best, Merger, write_candidates
+from raydrd.stages.search import Best, search_ranges, write_candidates
 from raydrd.stages.shards import parts_of, pending
-from raydrd.stages.spread import Spread, agreed, missing_partials, plan_spread, write_partial
+from raydrd.stages.spread import Spread, plan_spread, write_partial
 
 TILE = 256  # passages compared at a time ..
 GROUP = 32  # .. so many of similar length in a rectangle: 2 % of it is padding
@@ -111,32 +111,8 @@ def search_tokens(work: Work, *, queries: Artifact, passages: Artifact, k: int) 
     missing = pending(work, q.rows, SHARD, "parquet")
     spread = _spread(passages, q.rows, p.rows, each, k, gpu=work.cluster.has_gpu)
     arguments: dict[str, Any] = {"queries": q, "passages": p, "codec": codec_of(passages), "k": k}
-    marks = work.shards / "attempts"
-    if len(spread.ranges) == 1:
-        work.cluster.map(
-            TokenSearcher,
-            {**arguments, "out": work.shards},
-            missing,
-            label=work.label,
-            unit="queries",
-            marks=marks,
-            inline=q.rows * p.rows * each <= FEW_PRODUCTS,
-        )
-    elif missing:
-        scratch = work.shards / "scratch"
-        spread = agreed(scratch, spread)
-        shards = missing_partials(spread, scratch, q.rows, missing)
-        label = f"{work.label}, {len(spread.ranges)} ranges"
-        work.cluster.map(TokenSearcher, {**arguments, "out": scratch}, shards, label=label, unit="M scores", marks=marks)
-        work.cluster.map(
-            Merger,
-            {"spread": spread, "scratch": scratch, "queries": q.rows, "out": work.shards, "k": k},
-            missing,
-            label=f"{work.label}, merging",
-            unit="queries",
-            marks=marks,
-            models=False,
-        )
+    inline = q.rows * p.rows * each <= FEW_PRODUCTS
+    search_ranges(work, TokenSearcher, arguments, missing, spread=spread, inline=inline)
     return {"rows": q.rows, "unit": "queries", "k": min(k, p.rows)}
 
 
